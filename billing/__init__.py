@@ -1,0 +1,1 @@
+"""Money: records, price book, rating, the double-entry ledger and the meter that posts to it."""

@@ -1,0 +1,1 @@
+"""Framework models to optimised engines (issue D). Empty until then."""

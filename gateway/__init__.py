@@ -1,0 +1,1 @@
+"""Tollway's data plane, embedded engine and control plane."""

@@ -1,0 +1,1 @@
+"""API keys: format, hashing and the keyring built from a policy snapshot."""

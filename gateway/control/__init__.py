@@ -1,0 +1,1 @@
+"""The control plane: admin API, tenants, keys, plans and the policy snapshot."""

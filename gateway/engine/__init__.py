@@ -1,0 +1,1 @@
+"""The embedded Open Inference Protocol server."""

@@ -1,0 +1,1 @@
+"""The durable usage log of one worker and the reader that ships it."""

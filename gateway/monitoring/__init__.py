@@ -1,0 +1,1 @@
+"""Metric names, hot counters and the structured call log."""

@@ -1,0 +1,1 @@
+"""asyncio.Protocol shells around `gateway.wire`: inbound listeners and outbound connection pools. HOT PATH."""

@@ -1,0 +1,154 @@
+"""HOT PATH. Owns the seam between connections and applications: one request and its reply, whatever the protocol.
+
+A listener turns bytes into `Exchange`s and tells an `Application`; the gateway's pipeline and the embedded engine are
+the two applications. An outbound pool turns an `UpstreamRequest` into bytes and tells an `UpstreamListener`.
+
+Rules for both directions
+* All calls are synchronous and happen on the event loop's thread. Nothing here awaits.
+* Header names are lower-case bytes. Connection-level headers (connection, keep-alive, transfer-encoding, te, upgrade,
+  proxy-*, http2-settings, and those named by `connection:`) never cross this seam; `content-length` does.
+* Body data is `bytes` or `memoryview`; a memoryview stays valid only until the callback returns. Copy what you keep.
+* After `on_abort`/`on_reply_error` nothing more is called for that exchange; after `abort()`/`cancel()` neither.
+* Back-pressure: the consumer calls `pause()`/`resume()`; the producer is told `on_writable` when its peer drained.
+"""
+
+from typing import Any, Protocol
+
+Headers = list[tuple[bytes, bytes]]
+Data = bytes | memoryview
+
+
+class RequestHead:
+    """An inbound request head, validated by the wire. May be shared between calls whose head bytes are equal.
+
+    `target` is the raw request target without scheme and authority, query included. `content_length` is -1 when
+    unknown (chunked or HTTP/2 without the header). `memo` belongs to the application: derived facts that depend on
+    these bytes alone (never on keys, plans or time) may be kept there.
+    """
+
+    __slots__ = ("authority", "content_length", "expects_continue", "headers", "is_grpc", "memo", "method", "target")
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        authority: bytes = b"",
+        content_length: int = -1,
+        *,
+        is_grpc: bool = False,
+        expects_continue: bool = False,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.authority = authority
+        self.content_length = content_length
+        self.is_grpc = is_grpc
+        self.expects_continue = expects_continue
+        self.memo: Any = None
+
+
+class Exchange(Protocol):
+    """The inbound side of one call: an HTTP/1.1 request/response or one HTTP/2 stream."""
+
+    head: RequestHead
+    #: Free for the application: its per-call object.
+    call: Any
+    #: Bytes of reply accepted but not yet taken by the socket or the peer's flow-control window.
+    is_writable: bool
+    #: True for HTTP/2 (trailers are native); HTTP/1.1 sends trailers only on chunked replies.
+    is_h2: bool
+
+    def reply(self, status: int, headers: Headers, body: Data, trailers: Headers | None = None) -> None:
+        """Send a whole reply at once and end the exchange. `content-length` is added where the protocol needs it."""
+
+    def send_head(self, status: int, headers: Headers) -> None:
+        """Begin a streamed reply. Without `content-length` in `headers` HTTP/1.1 uses chunked encoding."""
+
+    def send_body(self, data: Data) -> None: ...
+
+    def send_end(self, trailers: Headers | None = None) -> None:
+        """End a streamed reply."""
+
+    def send_continue(self) -> None:
+        """Send `100 Continue` (HTTP/1.1 and HTTP/2) when the head expects it."""
+
+    def pause(self) -> None:
+        """Stop reading this request's body (HTTP/1.1: the socket; HTTP/2: withhold WINDOW_UPDATE)."""
+
+    def resume(self) -> None: ...
+
+    def abort(self, h2_error: int = 0x2) -> None:
+        """Cut the exchange without a (further) reply: HTTP/1.1 closes, HTTP/2 sends RST_STREAM(h2_error)."""
+
+
+class Application(Protocol):
+    """What a listener serves."""
+
+    def on_head(self, exchange: Exchange) -> None:
+        """The head is complete; the body, if any, follows. The application may reply at once."""
+
+    def on_body(self, exchange: Exchange, data: Data) -> None: ...
+
+    def on_end(self, exchange: Exchange) -> None:
+        """The request is complete (request trailers are dropped)."""
+
+    def on_abort(self, exchange: Exchange) -> None:
+        """The caller is gone (reset, closed, timed out) before the reply was complete."""
+
+    def on_writable(self, exchange: Exchange) -> None:
+        """`is_writable` became true again."""
+
+
+class UpstreamListener(Protocol):
+    """Who hears an upstream reply."""
+
+    def on_reply_head(self, status: int, headers: Headers, content_length: int) -> None:
+        """`content_length` is -1 when unknown; 1xx never arrive here."""
+
+    def on_reply_body(self, data: Data) -> None: ...
+
+    def on_reply_end(self, trailers: Headers) -> None: ...
+
+    def on_reply_error(self, *, is_sent: bool, reason: str) -> None:
+        """No (complete) reply will come. `is_sent`: request bytes may have reached the backend, so a retry may repeat it."""
+
+    def on_upstream_writable(self) -> None: ...
+
+
+class Upstream(Protocol):
+    """The outbound side of one call."""
+
+    is_writable: bool
+
+    def send_body(self, data: Data) -> None: ...
+
+    def send_end(self) -> None: ...
+
+    def pause(self) -> None:
+        """Stop reading the reply."""
+
+    def resume(self) -> None: ...
+
+    def cancel(self) -> None:
+        """Give up: HTTP/1.1 closes the connection, HTTP/2 sends RST_STREAM(CANCEL). The listener hears nothing more."""
+
+
+class UpstreamPool(Protocol):
+    """Connections to one endpoint (`unix:///path`, `http://host:port`, `grpc://host:port`)."""
+
+    def request(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        content_length: int,
+        listener: UpstreamListener,
+    ) -> Upstream:
+        """Begin a request; body bytes follow by `send_body`/`send_end`. Connects when needed and buffers meanwhile.
+
+        `content_length` -1 sends chunked (HTTP/1.1) or no length (HTTP/2); 0 still needs `send_end`.
+        """
+
+    def close(self) -> None: ...

@@ -1,0 +1,1 @@
+"""Quotas: the pure Allowance and the stores that grant leases. HOT PATH."""

@@ -1,0 +1,1 @@
+"""Which backend endpoint serves a model; its health and circuit state."""

@@ -1,0 +1,1 @@
+"""What a model on disk is: config.pbtxt, recipes of the showcase models, the Triton-layout repository."""

@@ -1,0 +1,201 @@
+"""Owns settings: parsed and validated once into frozen values. Nothing below a composition root sees them.
+
+Source: one TOML file (`tollway.toml`), each field overridable by `--set name=value` and TOLLWAY_<NAME> in
+`load_settings` (called by composition roots only). An unknown name, a value of the wrong type or out of bounds is
+refused with what, where and what to do. Every limit has a unit in its name and a row in docs/limits.md.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from gateway.errors import SettingsError
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What can grow, and how far. Times are seconds, sizes bytes."""
+
+    head_bytes_max: int = 32 * KIB
+    headers_max: int = 100
+    body_bytes_max: int = 512 * MIB
+    grpc_message_bytes_max: int = 512 * MIB
+    #: Replies up to this size are held whole until their record is durable (MONEY.md R1); larger ones stream.
+    held_reply_bytes_max: int = 64 * KIB
+    #: A refused request's body is drained up to this size to keep the connection, else the connection closes.
+    drain_bytes_max: int = 64 * KIB
+    #: Bytes buffered for one direction of one call before the producer is paused.
+    stream_buffer_bytes_max: int = 256 * KIB
+    #: Bytes buffered in one worker over all calls; beyond it new calls are refused with 503 `overloaded`.
+    worker_buffer_bytes_max: int = 256 * MIB
+    connections_max: int = 10_000
+    calls_in_flight_max: int = 20_000
+    #: Requests that may wait on one HTTP/1.1 connection behind the one being answered.
+    pipelined_bytes_max: int = 64 * KIB
+    h2_streams_max: int = 256
+    upstream_connections_max: int = 256
+    upstream_idle_s: float = 30.0
+    upstream_connect_s: float = 2.0
+    #: Time for a request head to arrive, and between bytes of a request body.
+    head_s: float = 10.0
+    body_idle_s: float = 30.0
+    keepalive_idle_s: float = 75.0
+    #: Longest a call may take when its caller names no deadline.
+    call_s: float = 300.0
+    #: Time given to calls in flight when a worker is told to stop.
+    drain_s: float = 30.0
+    #: After this without control's heartbeat the worker reports a stale policy; after `policy_refuse_s` it refuses calls.
+    policy_stale_s: float = 10.0
+    policy_refuse_s: float = 3600.0
+
+
+class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An OIP server at an address; see `gateway.snapshot.Backend`."""
+
+    name: str
+    http: str | None = None
+    grpc: str | None = None
+    models: tuple[str, ...] = ("*",)
+    is_trusted: bool = False
+
+
+class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything `tollway up` needs. Paths may be relative to the working directory."""
+
+    data_dir: Path = Path(".tollway")
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    api_port: int = 8080
+    workers: int = 1
+    #: Serve the embedded engine; its models come from `model_repositories`.
+    engine: bool = True
+    model_repositories: tuple[Path, ...] = (Path("model_repo/models"),)
+    #: Repositories whose Python-backend models may run.
+    python_models_allowed: tuple[Path, ...] = (Path("model_repo/models"),)
+    #: Threads for models that take long; 0: one per core.
+    engine_threads: int = 0
+    #: Further backends, tried in order before the embedded engine.
+    backends: tuple[Backend, ...] = ()
+    price_book: Path | None = None
+    quota_store: str = "memory://"
+    #: Where usage logs live; default `data_dir/usage`. For benchmarks on tmpfs.
+    usage_dir: Path | None = None
+    usage_segment_bytes: int = 16 * MIB
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    #: Switched off only by benchmarks that measure the bare proxy; refused outside loopback.
+    require_key: bool = True
+    metering: bool = True
+    #: Whether one log line per call is written to `data_dir/log/`.
+    call_log: bool = True
+    #: Unknown models answer 400 as Triton does, not 404.
+    triton_compat: bool = False
+    limits: Limits = Limits()
+
+    @property
+    def run_dir(self) -> Path:
+        return self.data_dir / "run"
+
+    @property
+    def usage_root(self) -> Path:
+        return self.usage_dir or self.data_dir / "usage"
+
+    @property
+    def engine_socket(self) -> Path:
+        return self.run_dir / "engine.sock"
+
+    @property
+    def quota_socket(self) -> Path:
+        return self.run_dir / "quota.sock"
+
+    @property
+    def meter_socket(self) -> Path:
+        return self.run_dir / "meter.sock"
+
+    @property
+    def control_socket(self) -> Path:
+        return self.run_dir / "control.sock"
+
+
+def load_settings(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, str] | None = None) -> Settings:
+    """Read `file` (if any), then TOLLWAY_<NAME> of known names, then `overrides`; validate and return.
+
+    Raises SettingsError whose message names the field, the value's place and the remedy.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise SettingsError(f"settings file {file} does not exist: create it or leave --settings out") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file} is not valid TOML: {error}") from None
+    for name in Settings.__struct_fields__:
+        text = environ.get(f"TOLLWAY_{name.upper()}")
+        if text is not None and name not in ("backends", "limits"):
+            values[name] = _parse_text(text)
+    for name, text in (overrides or {}).items():
+        _set_dotted(values, name, _parse_text(text))
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"{file or 'settings'}: {error}. See docs/settings.md for every name.") from None
+    _check(settings)
+    return settings
+
+
+def _parse_text(text: str) -> Any:
+    """A TOML value if `text` is one, else `text` itself."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[last] = value
+
+
+def _check(settings: Settings) -> None:
+    """Bounds and combinations that types cannot say."""
+    for name in ("http_port", "grpc_port", "metrics_port", "api_port"):
+        port = getattr(settings, name)
+        if not 0 <= port <= 65535:
+            raise SettingsError(f"{name} = {port} is not a port: use 0 to 65535 (0: any free port)")
+    if not 1 <= settings.workers <= 256:
+        raise SettingsError(f"workers = {settings.workers}: use 1 to 256")
+    if settings.quota_store != "memory://":
+        raise SettingsError(f"quota_store = {settings.quota_store!r}: only memory:// exists so far")
+    if (settings.tls_certificate is None) != (settings.tls_key is None):
+        raise SettingsError("tls_certificate and tls_key go together: set both or neither")
+    if not settings.engine and not settings.backends:
+        raise SettingsError("engine = false and no [[backends]]: nothing could serve a call; add a backend")
+    is_loopback = settings.host in ("127.0.0.1", "::1", "localhost")
+    if not (settings.require_key and settings.metering) and not is_loopback:
+        raise SettingsError("require_key/metering = false is for benchmarks on loopback only: set host = \"127.0.0.1\"")
+    for name in Limits.__struct_fields__:
+        if getattr(settings.limits, name) <= 0:
+            raise SettingsError(f"limits.{name} must be greater than 0")
+    for backend in settings.backends:
+        _check_backend(backend)
+
+
+def _check_backend(backend: Backend) -> None:
+    if backend.http is None and backend.grpc is None:
+        raise SettingsError(f"backend {backend.name!r} has neither http nor grpc: give at least one address")
+    for name, url, schemes in (
+        ("http", backend.http, ("http://", "unix://")),
+        ("grpc", backend.grpc, ("grpc://", "unix://")),
+    ):
+        if url is not None and not url.startswith(schemes):
+            raise SettingsError(f"backend {backend.name!r}: {name} = {url!r} must begin with {' or '.join(schemes)}")

@@ -49,7 +49,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     call_s: float = 300.0
     #: Time given to calls in flight when a worker is told to stop.
     drain_s: float = 30.0
-    #: After this without control's heartbeat the worker reports a stale policy; after `policy_refuse_s` it refuses calls.
+    #: Without control's heartbeat: when a worker reports a stale policy, and when it refuses calls.
     policy_stale_s: float = 10.0
     policy_refuse_s: float = 3600.0
 
@@ -124,7 +124,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return self.run_dir / "control.sock"
 
 
-def load_settings(file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, str] | None = None) -> Settings:
+def load_settings(
+    file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, str] | None = None
+) -> Settings:
     """Read `file` (if any), then TOLLWAY_<NAME> of known names, then `overrides`; validate and return.
 
     Raises SettingsError whose message names the field, the value's place and the remedy.
@@ -182,7 +184,7 @@ def _check(settings: Settings) -> None:
         raise SettingsError("engine = false and no [[backends]]: nothing could serve a call; add a backend")
     is_loopback = settings.host in ("127.0.0.1", "::1", "localhost")
     if not (settings.require_key and settings.metering) and not is_loopback:
-        raise SettingsError("require_key/metering = false is for benchmarks on loopback only: set host = \"127.0.0.1\"")
+        raise SettingsError('require_key/metering = false is for benchmarks on loopback only: set host = "127.0.0.1"')
     for name in Limits.__struct_fields__:
         if getattr(settings.limits, name) <= 0:
             raise SettingsError(f"limits.{name} must be greater than 0")

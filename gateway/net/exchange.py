@@ -14,39 +14,18 @@ Rules for both directions
 
 from typing import Any, Protocol
 
-Headers = list[tuple[bytes, bytes]]
-Data = bytes | memoryview
+from gateway.call import Data, Headers, RequestHead
 
-
-class RequestHead:
-    """An inbound request head, validated by the wire. May be shared between calls whose head bytes are equal.
-
-    `target` is the raw request target without scheme and authority, query included. `content_length` is -1 when
-    unknown (chunked or HTTP/2 without the header). `memo` belongs to the application: derived facts that depend on
-    these bytes alone (never on keys, plans or time) may be kept there.
-    """
-
-    __slots__ = ("authority", "content_length", "expects_continue", "headers", "is_grpc", "memo", "method", "target")
-
-    def __init__(
-        self,
-        method: bytes,
-        target: bytes,
-        headers: Headers,
-        authority: bytes = b"",
-        content_length: int = -1,
-        *,
-        is_grpc: bool = False,
-        expects_continue: bool = False,
-    ) -> None:
-        self.method = method
-        self.target = target
-        self.headers = headers
-        self.authority = authority
-        self.content_length = content_length
-        self.is_grpc = is_grpc
-        self.expects_continue = expects_continue
-        self.memo: Any = None
+__all__ = [
+    "Application",
+    "Data",
+    "Exchange",
+    "Headers",
+    "RequestHead",
+    "Upstream",
+    "UpstreamListener",
+    "UpstreamPool",
+]
 
 
 class Exchange(Protocol):
@@ -112,7 +91,7 @@ class UpstreamListener(Protocol):
     def on_reply_end(self, trailers: Headers) -> None: ...
 
     def on_reply_error(self, *, is_sent: bool, reason: str) -> None:
-        """No (complete) reply will come. `is_sent`: request bytes may have reached the backend, so a retry may repeat it."""
+        """No (complete) reply will come. `is_sent`: request bytes may have reached the backend."""
 
     def on_upstream_writable(self) -> None: ...
 

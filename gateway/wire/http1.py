@@ -1,0 +1,311 @@
+"""HOT PATH. Owns HTTP/1.1 messages, sans-IO: heads in and out, strictly by RFC 9112, and their framing.
+
+Heads are parsed by httptools (llhttp, strict) and then held to what llhttp leaves open; an equal head is not parsed
+twice (`RequestHeads` memoises by the exact bytes). Bodies are framed here. Anything that two implementations could
+read in two ways (Content-Length with Transfer-Encoding, repeated lengths, obs-fold, bare LF) is refused, since a proxy
+that forwards it would smuggle requests.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+import httptools
+
+from gateway.call import Headers, RequestHead
+from gateway.errors import Code
+
+HEAD_END: Final = b"\r\n\r\n"
+METHODS: Final = frozenset({b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
+_HOP_BY_HOP: Final = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+        b"expect",
+    }
+)
+_LENGTH_DIGITS_MAX: Final = 18
+_MEMO_HEAD_BYTES_MAX: Final = 2048
+
+
+class Http1Error(Exception):
+    """A message that cannot be trusted; the connection closes after the answer (RFC 9112 §2.2, §6.3)."""
+
+    def __init__(self, code: Code, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class H1Head:
+    """A request head and its framing. Shared between equal heads: read-only."""
+
+    __slots__ = ("head", "is_chunked", "is_keepalive")
+
+    def __init__(self, head: RequestHead, *, is_chunked: bool, is_keepalive: bool) -> None:
+        self.head = head
+        self.is_chunked = is_chunked
+        self.is_keepalive = is_keepalive
+
+
+class _Collector:
+    """httptools callbacks: keeps what llhttp saw of one head."""
+
+    __slots__ = ("headers", "is_complete", "status", "target")
+
+    def __init__(self) -> None:
+        self.target = b""
+        self.status = 0
+        self.headers: Headers = []
+        self.is_complete = False
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        self.is_complete = True
+
+
+class RequestHeads:
+    """Parses request heads; remembers up to `memo_max` of them and forgets all when full."""
+
+    __slots__ = ("_headers_max", "_memo", "_memo_max")
+
+    def __init__(self, headers_max: int, memo_max: int = 512) -> None:
+        self._headers_max = headers_max
+        self._memo: dict[bytes, H1Head] = {}
+        self._memo_max = memo_max
+
+    def parse(self, raw: bytes) -> H1Head:
+        """The head in `raw`, which ends with its empty line. Raises Http1Error."""
+        found = self._memo.get(raw)
+        if found is not None:
+            return found
+        parsed = parse_request_head(raw, self._headers_max)
+        if len(raw) <= _MEMO_HEAD_BYTES_MAX:
+            if len(self._memo) >= self._memo_max:
+                self._memo.clear()
+            self._memo[raw] = parsed
+        return parsed
+
+
+def parse_request_head(raw: bytes, headers_max: int) -> H1Head:
+    """One strict request head. Raises Http1Error with the reason."""
+    _check_bytes(raw)
+    collector = _Collector()
+    parser = httptools.HttpRequestParser(collector)
+    try:
+        parser.feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass  # an Upgrade we do not follow: the request stands as it is (RFC 9110 §7.8)
+    except httptools.HttpParserError as error:
+        raise Http1Error(Code.BAD_REQUEST, f"malformed HTTP request: {error}") from None
+    if not collector.is_complete:
+        raise Http1Error(Code.BAD_REQUEST, "malformed HTTP request: incomplete head")
+    method = parser.get_method()
+    if method not in METHODS:
+        raise Http1Error(Code.METHOD_NOT_ALLOWED, "method is not supported")
+    version = parser.get_http_version()
+    if version not in ("1.1", "1.0"):
+        raise Http1Error(Code.BAD_REQUEST, f"HTTP version {version} is not supported")
+    if len(collector.headers) > headers_max:
+        raise Http1Error(Code.HEADERS_TOO_LARGE, f"more than {headers_max} header fields")
+    target, authority = _split_target(collector.target, method)
+    return _build_head(method, target, authority, collector.headers, is_http11=version == "1.1")
+
+
+def _check_bytes(raw: bytes) -> None:
+    """Refuse what llhttp may let pass: bare LF, bare CR, NUL, obs-fold."""
+    if raw.count(b"\n") != raw.count(b"\r\n") or raw.count(b"\r") != raw.count(b"\r\n"):
+        raise Http1Error(Code.BAD_REQUEST, "malformed HTTP request: bare CR or LF in the head")
+    if b"\r\n " in raw or b"\r\n\t" in raw:
+        raise Http1Error(Code.BAD_REQUEST, "malformed HTTP request: folded header line (obs-fold)")
+    if b"\0" in raw:
+        raise Http1Error(Code.BAD_REQUEST, "malformed HTTP request: NUL in the head")
+
+
+def _split_target(target: bytes, method: bytes) -> tuple[bytes, bytes | None]:
+    """(origin-form target, authority of an absolute-form target or None). Raises Http1Error."""
+    if target.startswith(b"/"):
+        authority = None
+    elif target[:7].lower() == b"http://" or target[:8].lower() == b"https://":
+        rest = target.split(b"://", 1)[1]
+        authority, slash, path = rest.partition(b"/")
+        target = slash + path if slash else b"/"
+        if not authority or b"?" in authority or b"@" in authority:
+            raise Http1Error(Code.BAD_REQUEST, "malformed request target")
+    elif target == b"*" and method == b"OPTIONS":
+        authority = None
+    else:
+        raise Http1Error(Code.BAD_REQUEST, "malformed request target: it must begin with '/'")
+    if b"#" in target or not all(0x21 <= byte <= 0x7E for byte in target):
+        raise Http1Error(Code.BAD_REQUEST, "malformed request target: percent-encode other than visible ASCII")
+    return target, authority
+
+
+def _build_head(method: bytes, target: bytes, authority: bytes | None, raw: Headers, *, is_http11: bool) -> H1Head:
+    """Framing decisions of RFC 9112 §6 and §9.3 over parsed fields."""
+    lengths: list[bytes] = []
+    encodings: list[bytes] = []
+    hosts: list[bytes] = []
+    connection: set[bytes] = set()
+    expects: list[bytes] = []
+    for name, value in raw:
+        if name == b"content-length":
+            lengths.append(value)
+        elif name == b"transfer-encoding":
+            encodings.append(value.lower())
+        elif name == b"host":
+            hosts.append(value)
+        elif name == b"connection":
+            connection.update(token.strip().lower() for token in value.split(b","))
+        elif name == b"expect":
+            expects.append(value.lower())
+    if len(hosts) > 1 or (is_http11 and not hosts):
+        raise Http1Error(Code.BAD_REQUEST, "exactly one Host header is required")
+    length, is_chunked = _request_framing(lengths, encodings, is_http11=is_http11)
+    if expects and expects != [b"100-continue"]:
+        raise Http1Error(Code.BAD_REQUEST, "only 'Expect: 100-continue' is supported")
+    is_keepalive = b"close" not in connection and (is_http11 or b"keep-alive" in connection)
+    dropped = _HOP_BY_HOP | connection
+    head = RequestHead(
+        method,
+        target,
+        [(name, value) for name, value in raw if name not in dropped and name != b"host"],
+        authority if authority is not None else (hosts[0] if hosts else b""),
+        length,
+        expects_continue=bool(expects) and is_http11,
+    )
+    return H1Head(head, is_chunked=is_chunked, is_keepalive=is_keepalive)
+
+
+def _request_framing(lengths: list[bytes], encodings: list[bytes], *, is_http11: bool) -> tuple[int, bool]:
+    """(content length or -1, is chunked). No length and no encoding is length 0 (RFC 9112 §6.3 rule 7)."""
+    if encodings:
+        if lengths:
+            raise Http1Error(Code.BAD_REQUEST, "both Content-Length and Transfer-Encoding")
+        if not is_http11:
+            raise Http1Error(Code.BAD_REQUEST, "Transfer-Encoding in an HTTP/1.0 request")
+        if encodings != [b"chunked"]:
+            raise Http1Error(Code.NOT_IMPLEMENTED, "only 'Transfer-Encoding: chunked' is supported")
+        return -1, True
+    if not lengths:
+        return 0, False
+    if len(lengths) > 1:
+        raise Http1Error(Code.BAD_REQUEST, "more than one Content-Length")
+    return _length(lengths[0]), False
+
+
+def _length(text: bytes) -> int:
+    if not text.isdigit() or len(text) > _LENGTH_DIGITS_MAX:
+        raise Http1Error(Code.BAD_REQUEST, "malformed Content-Length")
+    return int(text)
+
+
+class ResponseHead:
+    """An upstream response head. `length`: body bytes, -1 until close, -2 chunked."""
+
+    __slots__ = ("headers", "is_keepalive", "length", "status")
+
+    UNTIL_CLOSE: Final = -1
+    CHUNKED: Final = -2
+
+    def __init__(self, status: int, headers: Headers, length: int, *, is_keepalive: bool) -> None:
+        self.status = status
+        self.headers = headers
+        self.length = length
+        self.is_keepalive = is_keepalive
+
+
+def parse_response_head(raw: bytes, method: bytes) -> ResponseHead:
+    """One response head, which ends with its empty line; `method` is the request's. Raises Http1Error."""
+    collector = _Collector()
+    parser = httptools.HttpResponseParser(collector)
+    try:
+        parser.feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        raise Http1Error(Code.BACKEND_PROTOCOL, "backend switched protocols") from None
+    except httptools.HttpParserError as error:
+        raise Http1Error(Code.BACKEND_PROTOCOL, f"malformed response: {error}") from None
+    if not collector.is_complete:
+        raise Http1Error(Code.BACKEND_PROTOCOL, "malformed response: incomplete head")
+    status = parser.get_status_code()
+    is_http11 = parser.get_http_version() == "1.1"
+    length: int | None = None
+    is_chunked = False
+    is_close = not is_http11
+    kept: Headers = []
+    for pair in collector.headers:
+        name, value = pair
+        if name == b"content-length":
+            if length is not None:
+                raise Http1Error(Code.BACKEND_PROTOCOL, "more than one Content-Length in a response")
+            if not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
+                raise Http1Error(Code.BACKEND_PROTOCOL, "malformed Content-Length in a response")
+            length = int(value)
+            kept.append(pair)
+        elif name == b"transfer-encoding":
+            is_chunked = value.lower() == b"chunked"
+            if not is_chunked:
+                raise Http1Error(Code.BACKEND_PROTOCOL, "unknown Transfer-Encoding in a response")
+        elif name == b"connection":
+            is_close = b"close" in value.lower() or (is_close and b"keep-alive" not in value.lower())
+        elif name not in _HOP_BY_HOP:
+            kept.append(pair)
+    if is_chunked and length is not None:
+        raise Http1Error(Code.BACKEND_PROTOCOL, "both Content-Length and Transfer-Encoding in a response")
+    if method == b"HEAD" or status < 200 or status in (204, 304):
+        framing = 0
+    elif is_chunked:
+        framing = ResponseHead.CHUNKED
+    elif length is not None:
+        framing = length
+    else:
+        framing, is_close = ResponseHead.UNTIL_CLOSE, True
+    return ResponseHead(status, kept, framing, is_keepalive=not is_close)
+
+
+_REASONS: Final = {
+    200: b"OK",
+    400: b"Bad Request",
+    401: b"Unauthorized",
+    402: b"Payment Required",
+    403: b"Forbidden",
+    404: b"Not Found",
+    405: b"Method Not Allowed",
+    408: b"Request Timeout",
+    411: b"Length Required",
+    413: b"Content Too Large",
+    415: b"Unsupported Media Type",
+    429: b"Too Many Requests",
+    431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error",
+    501: b"Not Implemented",
+    502: b"Bad Gateway",
+    503: b"Service Unavailable",
+    504: b"Gateway Timeout",
+}
+_status_lines: dict[int, bytes] = {}
+
+
+def status_line(status: int) -> bytes:
+    """`HTTP/1.1 <status> <reason>` with its line end; memoised (at most 900 values exist)."""
+    line = _status_lines.get(status)
+    if line is None:
+        line = _status_lines[status] = b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b"Status"))
+    return line
+
+
+def encode_fields(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Header lines, each with its line end, without the final empty line."""
+    return b"".join([b"%b: %b\r\n" % pair for pair in headers])

@@ -1,10 +1,10 @@
 """Owns the usage records: what a worker writes to its log and the meter reads, and their codec.
 
-Records are msgpack arrays (msgspec, array_like) tagged by one letter, so fields are positional: only ever append a field
-with a default, never reorder. `RECORD_VERSION` stands in every segment header; new code reads old segments.
+Records are msgpack arrays (msgspec, array_like) tagged by one letter, so fields are positional: only ever append a
+field with a default, never reorder. `RECORD_VERSION` stands in every segment header; new code reads old segments.
 
-The record's frame (length, CRC over epoch, sequence and payload, sequence) belongs to `gateway.metering`; this module is
-about meaning. Instants are UTC nanoseconds, money is integer nanos (1e-9 of the currency's major unit).
+The record's frame (length, CRC over epoch, sequence and payload, sequence) belongs to `billing.usagelog`; this module
+is about meaning. Instants are UTC nanoseconds, money is integer nanos (1e-9 of the currency's major unit).
 """
 
 from enum import IntEnum

@@ -3,13 +3,34 @@
 Amounts are integer nanos: 1e-9 of the currency's major unit. No float from here onward.
 """
 
-from typing import NewType
+from typing import Final, NewType
 
 import msgspec
 
 from billing.events import Outcome, Reason
 
 Nanos = NewType("Nanos", int)
+
+#: One call may cost at most one million major units; a batch of them still fits a signed 64-bit sum.
+CHARGE_NANOS_MAX: Final = 10**15
+#: A single price is bounded so that a typing error of six zeros is refused, not billed.
+PRICE_NANOS_MAX: Final = 10**15
+MODELS_MAX: Final = 10_000
+NS_PER_MS: Final = 1_000_000
+
+#: The plan's `pricing` (gateway.snapshot.Plan) → the reason of an OK call under it.
+REASON_BY_PRICING: Final = {
+    "priced": Reason.PRICED,
+    "free": Reason.FREE_PLAN,
+    "internal": Reason.INTERNAL_PLAN,
+}
+PRICING_BY_REASON: Final = {reason: pricing for pricing, reason in REASON_BY_PRICING.items()}
+
+Charge = tuple[int, Reason]
+
+
+class PriceError(Exception):
+    """A price book that cannot be used, or a pricing it does not know; the message names field and value."""
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,3 +48,108 @@ class PriceBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     currency: str
     default: Price
     models: dict[str, Price] = {}
+
+
+def compute_ms(compute_ns: int) -> int:
+    """Whole milliseconds of `compute_ns`, rounded half to even. The only rounding in rating."""
+    ms, rest = divmod(compute_ns, NS_PER_MS)
+    if 2 * rest > NS_PER_MS or (2 * rest == NS_PER_MS and ms & 1):
+        return ms + 1
+    return ms
+
+
+class Rater:
+    """One compiled price book: `charge` is a dict lookup and integer maths. Made by `compile_book`."""
+
+    __slots__ = ("_default", "_models", "book", "currency", "version")
+
+    def __init__(self, book: PriceBook) -> None:
+        self.book = book
+        self.version = book.version
+        self.currency = book.currency
+        self._default = _terms(book.default)
+        self._models = {model: _terms(price) for model, price in book.models.items()}
+
+    def charge(self, model: str, pricing: str, outcome: int, rows: int, compute_ns: int) -> Charge:
+        """The list price of one call in nanos, and why. `rows` and `compute_ns` are >= 0 (the caller's duty).
+
+        A failed call costs nothing whatever its plan; so does any call of a free or internal plan.
+        Raises PriceError for a `pricing` that is none of "priced", "free", "internal".
+        """
+        if outcome:
+            return _NOT_BILLABLE
+        if pricing != "priced":
+            try:
+                return _UNPRICED[pricing]
+            except KeyError:
+                raise PriceError(f"pricing: {pricing!r} is unknown; known: {', '.join(REASON_BY_PRICING)}") from None
+        per_call, per_row, per_ms = self._models.get(model, self._default)
+        amount = per_call + per_row * rows
+        if per_ms:
+            amount += per_ms * compute_ms(compute_ns)
+        return amount, Reason.PRICED
+
+    def price_of(self, model: str) -> Price:
+        """The price that applies to `model` (its own, else the default)."""
+        return self.book.models.get(model, self.book.default)
+
+
+def compile_book(book: PriceBook) -> Rater:
+    """A `Rater` over a validated copy of `book`. Raises PriceError naming the first bad field and its value."""
+    validate_book(book)
+    return Rater(book)
+
+
+def validate_book(book: PriceBook) -> None:
+    """Raises PriceError when a value of `book` is out of range; shape errors are `billing.pricebook`'s to name."""
+    if book.version < 1 or book.version >= 2**31:
+        raise PriceError(f"version: {book.version!r} must be from 1 to {2**31 - 1}")
+    if not (
+        len(book.currency) == 3 and book.currency.isascii() and book.currency.isupper() and book.currency.isalpha()
+    ):
+        raise PriceError(f"currency: {book.currency!r} must be three capital letters (ISO 4217)")
+    if len(book.models) > MODELS_MAX:
+        raise PriceError(f"models: {len(book.models)} entries are more than the {MODELS_MAX} allowed")
+    _validate_price("default", book.default)
+    for model, price in book.models.items():
+        if not model or len(model) > 256:
+            raise PriceError(f"models: {model!r} must be a model name of 1 to 256 characters")
+        _validate_price(f"models.{model}", price)
+
+
+def _validate_price(where: str, price: Price) -> None:
+    for field in Price.__struct_fields__:
+        value = getattr(price, field)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise PriceError(f"{where}.{field}: {value!r} must be a whole number of nanos")
+        if value < 0 or value > PRICE_NANOS_MAX:
+            raise PriceError(f"{where}.{field}: {value!r} must be from 0 to {PRICE_NANOS_MAX}")
+
+
+def _terms(price: Price) -> tuple[int, int, int]:
+    return price.per_call_nanos, price.per_row_nanos, price.per_compute_ms_nanos
+
+
+_NOT_BILLABLE: Final[Charge] = (0, Reason.NOT_BILLABLE)
+_UNPRICED: Final[dict[str, Charge]] = {
+    pricing: (0, reason) for pricing, reason in REASON_BY_PRICING.items() if pricing != "priced"
+}
+
+__all__ = [
+    "CHARGE_NANOS_MAX",
+    "NS_PER_MS",
+    "PRICE_NANOS_MAX",
+    "PRICING_BY_REASON",
+    "REASON_BY_PRICING",
+    "Charge",
+    "Nanos",
+    "Outcome",
+    "Price",
+    "PriceBook",
+    "PriceError",
+    "Rater",
+    "Reason",
+    "compile_book",
+    "compute_ms",
+    "validate_book",
+]

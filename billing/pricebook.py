@@ -1,0 +1,127 @@
+"""Owns price books as files: TOML or JSON in, validated `PriceBook` out; errors name the field and the value.
+
+    version = 1
+    currency = "USD"
+    [default]
+    per_call = "0.0001"            # decimal text of the major unit, or per_call_nanos = 100000
+    [models.ocr]
+    per_call = "0.0015"
+    per_row_nanos = 250
+
+A version is immutable once a ledger has seen it (billing.ledger refuses the same version with other content).
+"""
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from billing.money import MoneyError, is_currency, parse_nanos
+from billing.rating import Price, PriceBook, PriceError, validate_book
+
+FILE_BYTES_MAX: Final = 4 * 1024 * 1024
+_BOOK_FIELDS: Final = frozenset(PriceBook.__struct_fields__)
+_UNITS: Final = ("per_call", "per_row", "per_compute_ms")
+
+
+def load_price_book(path: Path) -> PriceBook:
+    """The validated book in the TOML or JSON file `path` (told apart by suffix).
+
+    Raises PriceError whose message begins with the file's name; OSError when it cannot be read.
+    """
+    data = path.read_bytes()
+    if len(data) > FILE_BYTES_MAX:
+        raise PriceError(f"{path.name}: {len(data)} bytes are more than the {FILE_BYTES_MAX} allowed")
+    try:
+        return parse_price_book(data, is_json=path.suffix.lower() == ".json")
+    except PriceError as error:
+        raise PriceError(f"{path.name}: {error}") from error
+
+
+def parse_price_book(data: bytes, *, is_json: bool = False) -> PriceBook:
+    """The validated book that `data` writes. Raises PriceError naming the first bad field and its value."""
+    try:
+        raw = msgspec.json.decode(data) if is_json else tomllib.loads(data.decode("utf-8"))
+    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PriceError(f"not readable as {'JSON' if is_json else 'TOML'}: {error}") from error
+    return book_from_raw(raw)
+
+
+def default_price_book() -> PriceBook:
+    """The book that ships with Tollway (billing/prices/default.toml)."""
+    return parse_price_book((resources.files("billing") / "prices" / "default.toml").read_bytes())
+
+
+def encode_price_book(book: PriceBook) -> bytes:
+    """Canonical JSON of `book` (models sorted): equal books have equal bytes. The ledger keeps this text."""
+    return msgspec.json.encode(book, order="deterministic")
+
+
+def decode_price_book(text: bytes | str) -> PriceBook:
+    """Reverse of `encode_price_book`. Raises PriceError."""
+    try:
+        book = msgspec.json.decode(text, type=PriceBook)
+    except msgspec.DecodeError as error:
+        raise PriceError(f"not a stored price book: {error}") from error
+    validate_book(book)
+    return book
+
+
+def book_from_raw(raw: Any) -> PriceBook:
+    """The validated book in decoded TOML/JSON `raw`. Raises PriceError."""
+    table = _table("price book", raw, _BOOK_FIELDS)
+    for field in ("version", "currency", "default"):
+        if field not in table:
+            raise PriceError(f"{field}: is missing")
+    version, currency = table["version"], table["currency"]
+    if isinstance(version, bool) or not isinstance(version, int):
+        raise PriceError(f"version: {version!r} must be a whole number")
+    if not isinstance(currency, str) or not is_currency(currency):
+        raise PriceError(f"currency: {currency!r} is not an ISO 4217 code")
+    models = _table("models", table.get("models", {}), None)
+    book = PriceBook(
+        version=version,
+        currency=currency,
+        default=_price("default", table["default"]),
+        models={name: _price(f"models.{name}", value) for name, value in models.items()},
+    )
+    validate_book(book)
+    return book
+
+
+def _price(where: str, raw: Any) -> Price:
+    table = _table(where, raw, frozenset(_UNITS) | {f"{unit}_nanos" for unit in _UNITS})
+    amounts = {f"{unit}_nanos": _amount(where, unit, table) for unit in _UNITS}
+    return Price(**amounts)
+
+
+def _amount(where: str, unit: str, table: dict[str, Any]) -> int:
+    """One price, written either as decimal text of the major unit or as whole nanos; never as a float."""
+    nanos_field = f"{unit}_nanos"
+    if unit in table and nanos_field in table:
+        raise PriceError(f"{where}: {unit} and {nanos_field} are both given; keep one")
+    if unit in table:
+        text = table[unit]
+        if not isinstance(text, str):
+            raise PriceError(f'{where}.{unit}: {text!r} must be decimal text in quotes, such as "0.0015"')
+        try:
+            return parse_nanos(text)
+        except MoneyError as error:
+            raise PriceError(f"{where}.{unit}: {error}") from error
+    value = table.get(nanos_field, 0)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise PriceError(f"{where}.{nanos_field}: {value!r} must be a whole number of nanos")
+    return value
+
+
+def _table(where: str, raw: Any, known: frozenset[str] | None) -> dict[str, Any]:
+    if not isinstance(raw, dict):
+        raise PriceError(f"{where}: {raw!r} must be a table")
+    for field in raw:
+        if known is not None and field not in known:
+            raise PriceError(
+                f"{where}: unknown field {field!r} (value {raw[field]!r}); known: {', '.join(sorted(known))}"
+            )
+    return raw

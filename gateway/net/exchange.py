@@ -36,8 +36,10 @@ class Exchange(Protocol):
     call: Any
     #: Bytes of reply accepted but not yet taken by the socket or the peer's flow-control window.
     is_writable: bool
-    #: True for HTTP/2 (trailers are native); HTTP/1.1 sends trailers only on chunked replies.
-    is_h2: bool
+
+    @property
+    def is_h2(self) -> bool:
+        """True for HTTP/2 (trailers are native); HTTP/1.1 sends trailers only on chunked replies."""
 
     def reply(self, status: int, headers: Headers, body: Data, trailers: Headers | None = None) -> None:
         """Send a whole reply at once and end the exchange. `content-length` is added where the protocol needs it."""

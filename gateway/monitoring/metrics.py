@@ -1,0 +1,101 @@
+"""HOT PATH. Owns metric names and the worker's counters: plain integers, merged and rendered elsewhere.
+
+Labels come from bounded sets: `protocol` (http, grpc), `model` (names some backend lists, at most `MODELS_MAX`, else
+"other"), `code` (errors.Code values or "ok"). Tenants are never a label.
+"""
+
+from bisect import bisect_left
+from typing import Final
+
+import msgspec
+
+#: Upper bounds of the duration histogram in seconds; the last bucket is +Inf.
+DURATION_BOUNDS_S: Final = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+_BOUNDS_NS: Final = tuple(int(bound * 1e9) for bound in DURATION_BOUNDS_S)
+MODELS_MAX: Final = 200
+_BUCKETS: Final = len(_BOUNDS_NS) + 1
+
+#: name → (type, help). Every name here is in docs/metrics.md (a test walks both).
+METRICS: Final = {
+    "tollway_calls_total": ("counter", "Calls answered, by protocol, model and code."),
+    "tollway_call_duration_seconds": ("histogram", "From request head to reply handed to the socket."),
+    "tollway_record_wait_seconds": ("histogram", "Time a reply waited for its usage record to be durable."),
+    "tollway_calls_in_flight": ("gauge", "Calls being served."),
+    "tollway_connections": ("gauge", "Open client connections."),
+    "tollway_buffered_bytes": ("gauge", "Bytes of bodies and replies held in memory."),
+    "tollway_usage_log_accepting": ("gauge", "1 while usage can be recorded; 0 refuses calls with 503."),
+    "tollway_policy_age_seconds": ("gauge", "Seconds since control's last heartbeat."),
+    "tollway_policy_version": ("gauge", "Version of the policy snapshot in force."),
+    "tollway_backend_up": ("gauge", "1 while the backend answers its health probe, by backend."),
+    "tollway_worker_resident_bytes": ("gauge", "Resident memory of the worker process."),
+    "tollway_workers": ("gauge", "Workers that answered this scrape."),
+    "tollway_process_restarts_total": ("counter", "Restarts of child processes, by role."),
+    "tollway_meter_lag_records": ("gauge", "Usage records read from no log yet or waiting to be posted."),
+    "tollway_meter_events_total": ("counter", "Usage events by fate: posted, voided, quarantined."),
+}
+
+
+class Histogram(msgspec.Struct):
+    """Counts per bucket (not cumulative) and the sum in nanoseconds."""
+
+    buckets: list[int]
+    sum_ns: int = 0
+
+    @classmethod
+    def empty(cls) -> "Histogram":
+        return cls(buckets=[0] * _BUCKETS)
+
+    def observe_ns(self, duration_ns: int) -> None:
+        self.buckets[bisect_left(_BOUNDS_NS, duration_ns)] += 1
+        self.sum_ns += duration_ns
+
+    def merge(self, other: "Histogram") -> None:
+        self.buckets = [mine + theirs for mine, theirs in zip(self.buckets, other.buckets, strict=True)]
+        self.sum_ns += other.sum_ns
+
+
+class WorkerMetrics(msgspec.Struct):
+    """What one worker hands to the supervisor at a scrape (msgpack). Keys: (protocol, model, code)."""
+
+    calls: dict[str, int]
+    durations: dict[str, Histogram]
+    record_wait: Histogram
+    gauges: dict[str, float]
+    backends: dict[str, float]
+
+
+class CallCounters:
+    """The hot side: one `observe` per call. `known_models` bounds the model label."""
+
+    __slots__ = ("_cells", "_models", "record_wait")
+
+    def __init__(self) -> None:
+        self._cells: dict[tuple[str, str, str], Histogram] = {}
+        self._models: set[str] = set()
+        self.record_wait = Histogram.empty()
+
+    def observe(self, protocol: str, model: str, code: str, duration_ns: int) -> None:
+        """Count one finished call."""
+        cell = self._cells.get((protocol, model, code))
+        if cell is None:
+            cell = self._new_cell(protocol, model, code)
+        cell.buckets[bisect_left(_BOUNDS_NS, duration_ns)] += 1
+        cell.sum_ns += duration_ns
+
+    def _new_cell(self, protocol: str, model: str, code: str) -> Histogram:
+        if model not in self._models and len(self._models) >= MODELS_MAX:
+            model = "other"
+        self._models.add(model)
+        return self._cells.setdefault((protocol, model, code), Histogram.empty())
+
+    def export(self, gauges: dict[str, float], backends: dict[str, float]) -> WorkerMetrics:
+        """A copy for a scrape; the key is the three labels joined by NUL (they never contain it)."""
+        return WorkerMetrics(
+            calls={"\0".join(key): sum(cell.buckets) for key, cell in self._cells.items()},
+            durations={"\0".join(key): cell for key, cell in self._cells.items()},
+            record_wait=self.record_wait,
+            gauges=gauges,
+            backends=backends,
+        )

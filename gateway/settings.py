@@ -146,11 +146,27 @@ def load_settings(
     for name, text in (overrides or {}).items():
         _set_dotted(values, name, _parse_text(text))
     try:
-        settings = msgspec.convert(values, Settings)
+        settings = msgspec.convert(values, Settings, dec_hook=_decode_path)
     except msgspec.ValidationError as error:
         raise SettingsError(f"{file or 'settings'}: {error}. See docs/settings.md for every name.") from None
     _check(settings)
     return settings
+
+
+def dump_settings(settings: Settings) -> bytes:
+    """JSON that `parse_settings` reads back: how the supervisor hands settings to its children."""
+    return msgspec.json.encode(settings, enc_hook=str)
+
+
+def parse_settings(data: bytes) -> Settings:
+    """The inverse of `dump_settings`."""
+    return msgspec.json.decode(data, type=Settings, dec_hook=_decode_path)
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"cannot read {value!r} as {kind.__name__}")
 
 
 def _parse_text(text: str) -> Any:

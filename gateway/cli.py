@@ -1,0 +1,52 @@
+"""Owns the `tollway` command: mounts the verbs of `gateway.commands` and imports each group only when it is called."""
+
+import importlib
+import sys
+from typing import Final
+
+import typer
+
+#: verb → (module, attribute, one line of help). Groups are Typer apps, single verbs are functions.
+GROUPS: Final = {
+    "keys": ("gateway.commands.keys", "Create, list, rotate and revoke API keys."),
+    "tenants": ("gateway.commands.tenants", "Create, list, suspend and resume tenants."),
+    "plans": ("gateway.commands.plans", "List, show and add plans."),
+    "ledger": ("gateway.commands.ledger", "Trial balance and entries of the revenue ledger."),
+    "admin": ("gateway.commands.admin", "The admin token."),
+}
+VERBS: Final = {
+    "up": ("gateway.commands.up", "Start everything on this machine and keep it running."),
+    "down": ("gateway.commands.down", "Stop what `up` started."),
+    "doctor": ("gateway.commands.doctor", "Check this machine and these settings; say what to do."),
+    "demo": ("gateway.commands.demo", "Start, make real calls, show the charge and the ledger entry."),
+    "call": ("gateway.commands.call", "Call a model with an image, text, a file or JSON."),
+    "usage": ("gateway.commands.usage", "Calls, rows and charges by day, model, key or tenant."),
+    "reconcile": ("gateway.commands.reconcile", "Prove answered = recorded = posted; exit 1 if not."),
+}
+
+
+def build_app(wanted: str | None) -> typer.Typer:
+    """The command line. Only the module of `wanted` is imported; `None` (help) imports all."""
+    app = typer.Typer(name="tollway", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+    @app.callback()
+    def root() -> None:
+        """Tollway: a metered inference gateway."""
+
+    for name, (module, text) in GROUPS.items():
+        if wanted in (None, name):
+            app.add_typer(importlib.import_module(module).app, name=name, help=text)
+    for name, (module, text) in VERBS.items():
+        if wanted in (None, name):
+            app.command(name, help=text)(getattr(importlib.import_module(module), name))
+    return app
+
+
+def main() -> None:
+    """Entry point of the `tollway` script."""
+    first = next((word for word in sys.argv[1:] if not word.startswith("-")), None)
+    build_app(first if first in GROUPS or first in VERBS else None)()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The verbs of the `tollway` command, one module each."""

@@ -1,0 +1,190 @@
+"""HOT PATH. Owns what a request head says by its bytes alone: route, credential, what to forward.
+
+Facts are memoised on the shared `RequestHead`. They hold nothing that depends on keys, plans or time: the credential is
+kept as text and judged anew for every call.
+"""
+
+import re
+from enum import IntEnum
+from typing import Final
+
+from gateway.auth.credential import extract_credential
+from gateway.call import Headers, RequestHead
+from gateway.errors import Code, Refusal
+from gateway.wire.grpc import parse_timeout_ns
+from gateway.wire.http1 import encode_fields
+from gateway.wire.oip_peek import TargetError, parse_target
+
+
+class Kind(IntEnum):
+    """What a call is about, as far as its head tells."""
+
+    LIVE = 0
+    READY = 1
+    HEALTH = 2
+    SERVER_READ = 3
+    MODEL_READ = 4
+    INFER = 5
+
+
+_SERVICE: Final = b"/inference.GRPCInferenceService/"
+_RPCS: Final = {
+    _SERVICE + b"ServerLive": Kind.LIVE,
+    _SERVICE + b"ServerReady": Kind.READY,
+    b"/grpc.health.v1.Health/Check": Kind.HEALTH,
+    _SERVICE + b"ServerMetadata": Kind.SERVER_READ,
+    _SERVICE + b"RepositoryIndex": Kind.SERVER_READ,
+    _SERVICE + b"ModelReady": Kind.MODEL_READ,
+    _SERVICE + b"ModelMetadata": Kind.MODEL_READ,
+    _SERVICE + b"ModelConfig": Kind.MODEL_READ,
+    _SERVICE + b"ModelStatistics": Kind.MODEL_READ,
+    _SERVICE + b"ModelInfer": Kind.INFER,
+}
+#: REST route kind → (our kind, allowed methods).
+_ROUTES: Final = {
+    "live": (Kind.LIVE, (b"GET", b"HEAD")),
+    "ready": (Kind.READY, (b"GET", b"HEAD")),
+    "server": (Kind.SERVER_READ, (b"GET",)),
+    "index": (Kind.SERVER_READ, (b"POST",)),
+    "model": (Kind.MODEL_READ, (b"GET",)),
+    "model_ready": (Kind.MODEL_READ, (b"GET",)),
+    "config": (Kind.MODEL_READ, (b"GET",)),
+    "stats": (Kind.MODEL_READ, (b"GET",)),
+    "infer": (Kind.INFER, (b"POST",)),
+}
+_CREDENTIAL_NAMES: Final = frozenset({b"authorization", b"x-api-key", b"apikey", b"x-apig-appcode"})
+#: Never forwarded as they came: rewritten, answered by us, or ours alone.
+_OWN_NAMES: Final = frozenset(
+    {
+        b"host",
+        b"content-length",
+        b"x-request-id",
+        b"triton-request-id",
+        b"traceparent",
+        b"grpc-timeout",
+        b"x-request-timeout-ms",
+        b"idempotency-key",
+        b"cookie",
+    }
+)
+_TRACEPARENT: Final = re.compile(rb"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})\Z")
+_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}\Z")
+_ENCODINGS: Final = frozenset({b"identity", b"gzip", b"deflate"})
+_TIMEOUT_MS_DIGITS_MAX: Final = 9
+
+
+class HeadFacts:
+    """Facts of one head. `refusal` is set when the head alone decides the answer."""
+
+    __slots__ = (
+        "credential",
+        "forward",
+        "forward_lines",
+        "grpc_encoding",
+        "is_model_restrictable",
+        "kind",
+        "model",
+        "refusal",
+        "request_id",
+        "timeout_ns",
+        "trace_flags",
+        "trace_id",
+        "version",
+    )
+
+    def __init__(self) -> None:
+        self.kind = Kind.LIVE
+        self.model = ""
+        self.version = ""
+        self.credential: bytes | None = None
+        self.refusal: Refusal | None = None
+        self.forward: Headers = []
+        self.forward_lines = b""
+        self.request_id: bytes | None = None
+        self.trace_id: bytes | None = None
+        self.trace_flags = b"00"
+        self.timeout_ns = 0
+        self.grpc_encoding = b"identity"
+
+
+def facts_of(head: RequestHead) -> HeadFacts:
+    """Read a head once. Never raises: what is wrong becomes `refusal`."""
+    facts = HeadFacts()
+    facts.refusal = _read_route(head, facts)
+    credential = extract_credential(head.headers)
+    if isinstance(credential, Refusal):
+        facts.refusal = facts.refusal or credential
+    else:
+        facts.credential = credential
+    for name, value in head.headers:
+        refusal = _read_field(head, facts, name, value)
+        facts.refusal = facts.refusal or refusal
+    facts.forward_lines = encode_fields(facts.forward)
+    return facts
+
+
+def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
+    if head.is_grpc:
+        kind = _RPCS.get(head.target)
+        if kind is None:
+            method = head.target.decode("latin-1")
+            return Refusal(code=Code.NOT_IMPLEMENTED, message=f"method {method} is not served")
+        facts.kind = kind
+        if head.method != b"POST":
+            return Refusal(code=Code.METHOD_NOT_ALLOWED, message="gRPC calls are POST")
+        return None
+    try:
+        route = parse_target(head.target)
+    except TargetError as error:
+        return Refusal(code=Code.BAD_REQUEST, message=str(error))
+    found = _ROUTES.get(route.kind) if route is not None else None
+    if route is None or found is None:
+        return Refusal(code=Code.NOT_FOUND, message="Not Found: no such path")
+    facts.kind, methods = found
+    facts.model, facts.version = route.model, route.version
+    if head.method not in methods:
+        allow = b", ".join(methods)
+        return Refusal(
+            code=Code.METHOD_NOT_ALLOWED,
+            message=f"Method Not Allowed: use {allow.decode()}",
+            headers=((b"allow", allow),),
+        )
+    return None
+
+
+def _read_field(head: RequestHead, facts: HeadFacts, name: bytes, value: bytes) -> Refusal | None:
+    """Note one header field and whether it is forwarded."""
+    if name not in _OWN_NAMES and name not in _CREDENTIAL_NAMES and not name.startswith((b"tollway-", b"x-tollway-")):
+        facts.forward.append((name, value))
+        if name == b"content-encoding" and not head.is_grpc and value.strip().lower() not in _ENCODINGS:
+            return Refusal(
+                code=Code.UNSUPPORTED_ENCODING,
+                message="Content-Encoding is not supported: use gzip, deflate or none",
+            )
+        if name == b"grpc-encoding":
+            facts.grpc_encoding = value
+            if head.is_grpc and value not in _ENCODINGS:
+                return Refusal(code=Code.UNSUPPORTED_ENCODING, message="grpc-encoding: use gzip, deflate or identity")
+    elif name in (b"x-request-id", b"triton-request-id"):
+        if _REQUEST_ID.match(value):
+            facts.request_id = facts.request_id or value
+    elif name == b"traceparent":
+        match = _TRACEPARENT.match(value)
+        # A malformed traceparent starts a new trace; it never refuses a call (W3C Trace Context §3.2.2).
+        if match is not None and match[1] != b"0" * 32 and match[2] != b"0" * 16:
+            facts.trace_id, facts.trace_flags = match[1], match[3]
+    elif name == b"idempotency-key" and facts.kind is Kind.INFER:
+        return Refusal(
+            code=Code.IDEMPOTENCY_UNSUPPORTED,
+            message="Idempotency-Key is not supported yet: leave it out; each call is then billed on its own",
+        )
+    elif name == b"grpc-timeout" and head.is_grpc:
+        timeout_ns = parse_timeout_ns(value)
+        if timeout_ns is None:
+            return Refusal(code=Code.BAD_REQUEST, message="malformed grpc-timeout")
+        facts.timeout_ns = max(timeout_ns, 1)
+    elif name == b"x-request-timeout-ms":
+        if not value.isdigit() or len(value) > _TIMEOUT_MS_DIGITS_MAX or int(value) == 0:
+            return Refusal(code=Code.BAD_REQUEST, message="x-request-timeout-ms must be whole milliseconds above 0")
+        facts.timeout_ns = int(value) * 1_000_000
+    return None

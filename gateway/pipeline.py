@@ -1,0 +1,709 @@
+"""HOT PATH. Owns the life of one call, its steps in order: read this file and know the product.
+
+    head        facts of the head (memoised) → refuse what the head alone decides
+    auth        key → principal; scope and model allowed?                            `LiveCall.start`
+    route       model → endpoint (before admission: an unknown model moves no counter)   `LiveCall.decide`
+    admit       concurrency, rate, calendar caps: all or nothing                     `LiveCall.on_decision`
+    forward     bytes through with back-pressure; hang-up and deadline cancel upstream   `LiveCall.forward`
+    settle      outcome → units → charge                                             `LiveCall.on_reply_end`
+    record      SERVED appended; the reply waits until it is durable (MONEY.md R1)   `LiveCall.record`
+    send        reply with call id, charge, what is left of the limits               `LiveCall.on_durable`
+    observe     always, exactly once: slot freed, counters, log line                 `LiveCall.finish`
+
+Everything is synchronous and runs on the event loop's thread; a call makes no task of its own. `LiveCall` is the
+listener of its upstream and is driven by its exchange; `stage` says which events still matter.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from billing import failpoint
+from billing.events import Outcome, Reason, Served, encode
+from billing.rating import Rater
+from gateway.auth.keyring import Keyring, Principal, Scope, authorize
+from gateway.call import CallIds, Data, Headers, format_call_id
+from gateway.clock import Clock
+from gateway.errors import Code, Refusal
+from gateway.heads import HeadFacts, Kind, facts_of
+from gateway.metering.log import UsageLog
+from gateway.monitoring.call_log import LINE, CallLog
+from gateway.monitoring.metrics import CallCounters
+from gateway.net.budget import BufferBudget
+from gateway.net.exchange import Exchange, Upstream
+from gateway.quota.store import Decision, Grant, QuotaStore
+from gateway.replies import GRPC_TYPE, JSON_TYPE, ChargeTexts, refuse, server_timing
+from gateway.routing.router import Endpoint, Router
+from gateway.settings import Limits
+from gateway.wire.grpc import format_timeout
+from gateway.wire.http2_codes import ErrorCode
+from gateway.wire.oip_peek import GrpcPeek, PeekError
+
+_H2_CANCEL: Final = 0x8
+_NO_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = ()
+_ANONYMOUS: Final = "-"
+
+
+class Stage(IntEnum):
+    """Where a call stands. Events for an earlier or later stage are ignored."""
+
+    PEEKING = 0  # gRPC: the model's name is not in yet
+    DECIDING = 1  # the owner of a limit was asked
+    FORWARDING = 2
+    RECORDING = 3  # the reply is complete and waits for its record
+    DONE = 4
+
+
+@dataclass(slots=True, kw_only=True)
+class Policy:
+    """What the current snapshot means; replaced as a whole when a new one arrives."""
+
+    version: int
+    keyring: Keyring
+    rater: Rater
+    price_version: int
+    currency: str
+
+
+class Gateway:
+    """The application of a worker: holds what calls share, and starts them."""
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        router: Router,
+        quota: QuotaStore | None,
+        log: UsageLog | None,
+        limits: Limits,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+        counters: CallCounters,
+        call_log: CallLog | None,
+        budget: BufferBudget,
+        is_key_required: bool = True,
+    ) -> None:
+        self.policy = policy
+        self.router = router
+        self.quota = quota
+        self.log = log
+        self.limits = limits
+        self.clock = clock
+        self.loop = loop
+        self.counters = counters
+        self.call_log = call_log
+        self.budget = budget
+        self.is_key_required = is_key_required
+        self.is_draining = False
+        self.is_policy_refused = False
+        self.ids = CallIds()
+        self.charges = ChargeTexts()
+        self.live: set[LiveCall] = set()
+
+    # -- Application -------------------------------------------------------------------------------------------------
+
+    def on_head(self, exchange: Exchange) -> None:
+        head = exchange.head
+        facts: HeadFacts | None = head.memo
+        if facts is None:
+            facts = head.memo = facts_of(head)
+        call = LiveCall(self, exchange, facts)
+        exchange.call = call
+        self.live.add(call)
+        refusal = facts.refusal or self._refusal_of_state(facts, head.content_length)
+        if refusal is not None:
+            call.refuse(refusal)
+        elif facts.kind <= Kind.HEALTH:
+            call.answer_health()
+        else:
+            call.start()
+
+    def on_body(self, exchange: Exchange, data: Data) -> None:
+        call: LiveCall | None = exchange.call
+        if call is not None:
+            call.on_request_data(data)
+
+    def on_end(self, exchange: Exchange) -> None:
+        call: LiveCall | None = exchange.call
+        if call is not None:
+            call.on_request_end()
+
+    def on_abort(self, exchange: Exchange) -> None:
+        call: LiveCall | None = exchange.call
+        if call is not None:
+            call.on_hang_up()
+
+    def on_writable(self, exchange: Exchange) -> None:
+        call: LiveCall | None = exchange.call
+        if call is not None and call.upstream is not None:
+            call.upstream.resume()
+
+    # -- state that decides for every call alike ----------------------------------------------------------------------
+
+    def _refusal_of_state(self, facts: HeadFacts, content_length: int) -> Refusal | None:
+        """Capacity, not policy: 503 and 413 before anything is looked at."""
+        if facts.kind <= Kind.HEALTH:
+            return None
+        if content_length > self.limits.body_bytes_max:
+            return _too_large(self.limits.body_bytes_max)
+        if self.is_draining:
+            return Refusal(code=Code.SHUTTING_DOWN, message="this worker is shutting down", retry_after_ms=1000)
+        if self.budget.is_over or len(self.live) > self.limits.calls_in_flight_max:
+            return Refusal(code=Code.OVERLOADED, message="too much is in flight", retry_after_ms=1000)
+        if self.is_policy_refused:
+            return Refusal(code=Code.POLICY_STALE, message="the policy is too old to serve by", retry_after_ms=5000)
+        if facts.kind is Kind.INFER and self.log is not None and not self.log.is_accepting:
+            return Refusal(code=Code.METERING_UNAVAILABLE, message="usage cannot be recorded", retry_after_ms=1000)
+        return None
+
+    @property
+    def is_ready(self) -> bool:
+        """Ready that cannot lie: some model is ready, usage can be recorded, and we mean to stay."""
+        log_ready = self.log is None or self.log.is_accepting
+        return log_ready and not self.is_draining and not self.is_policy_refused and self.router.is_ready
+
+    def sweep(self) -> None:
+        """Once a second: end calls that outlive `limits.call_s`, whose callers named no deadline."""
+        oldest_ns = self.clock.monotonic_ns() - int(self.limits.call_s * 1e9)
+        for call in [one for one in self.live if one.arrival_ns < oldest_ns]:
+            call.on_deadline()
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(code=Code.BODY_TOO_LARGE, message=f"the request body is larger than {limit} bytes")
+
+
+class LiveCall:
+    """One call, from its head to its log line. Created per request; the only per-call object of ours."""
+
+    __slots__ = (
+        "arrival_ns",
+        "backend_end_ns",
+        "backend_start_ns",
+        "buffered_bytes",
+        "call_id",
+        "charge_nanos",
+        "code",
+        "compute_ns",
+        "deadline",
+        "endpoint",
+        "exchange",
+        "facts",
+        "gateway",
+        "grant",
+        "held_request",
+        "is_gone",
+        "is_request_ended",
+        "is_streaming",
+        "model",
+        "peek",
+        "principal",
+        "queue_ns",
+        "reason",
+        "record_ns",
+        "reply_body",
+        "reply_bytes",
+        "reply_headers",
+        "reply_length",
+        "reply_status",
+        "reply_trailers",
+        "request_bytes",
+        "rows",
+        "stage",
+        "status",
+        "upstream",
+        "version",
+    )
+
+    def __init__(self, gateway: Gateway, exchange: Exchange, facts: HeadFacts) -> None:
+        self.gateway = gateway
+        self.exchange = exchange
+        self.facts = facts
+        self.arrival_ns = gateway.clock.monotonic_ns()
+        self.call_id = gateway.ids.mint()
+        self.model = facts.model
+        self.version = facts.version
+        self.stage = Stage.DECIDING
+        self.principal: Principal | None = None
+        self.endpoint: Endpoint | None = None
+        self.grant: Grant | None = None
+        self.upstream: Upstream | None = None
+        self.peek: GrpcPeek | None = None
+        self.deadline: asyncio.TimerHandle | None = None
+        #: Request bytes that wait for a decision, a model name or a connection.
+        self.held_request: list[bytes] = []
+        self.buffered_bytes = 0
+        self.request_bytes = 0
+        self.is_request_ended = False
+        self.is_gone = False
+        self.is_streaming = False
+        self.reply_status = 0
+        self.reply_headers: Headers = []
+        self.reply_trailers: Headers | None = None
+        self.reply_body: list[bytes] = []
+        self.reply_length = -1
+        self.reply_bytes = 0
+        self.rows = 1
+        self.compute_ns = 0
+        self.queue_ns = 0
+        self.backend_start_ns = 0
+        self.backend_end_ns = 0
+        self.record_ns = 0
+        self.charge_nanos = 0
+        self.reason = int(Reason.NOT_BILLABLE)
+        self.code: Code | None = None
+        self.status = 0
+
+    # -- auth, route, admit -------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Authenticate; then decide, or wait for the model's name."""
+        gateway, facts = self.gateway, self.facts
+        if facts.timeout_ns:
+            self.deadline = gateway.loop.call_later(facts.timeout_ns / 1e9, self.on_deadline)
+        principal = gateway.policy.keyring.authenticate(facts.credential, gateway.clock.wall_ns())
+        if isinstance(principal, Refusal):
+            if gateway.is_key_required or facts.credential is not None:
+                self.refuse(principal)
+                return
+        else:
+            self.principal = principal
+        if self.exchange.head.is_grpc and facts.kind >= Kind.MODEL_READ:
+            self.stage = Stage.PEEKING
+            self.peek = GrpcPeek(facts.grpc_encoding, gateway.limits.grpc_message_bytes_max)
+        else:
+            self.decide()
+
+    def decide(self) -> None:
+        """Scope, model and endpoint by plain look-ups; then the limits, which may be another process's to decide."""
+        gateway, facts, principal = self.gateway, self.facts, self.principal
+        self.stage = Stage.DECIDING
+        is_infer = facts.kind is Kind.INFER
+        if principal is not None:
+            refusal = authorize(principal, Scope.INFER if is_infer else Scope.READ, self.model or None)
+            if refusal is not None:
+                self.refuse(refusal)
+                return
+        is_grpc = self.exchange.head.is_grpc
+        router = gateway.router
+        if facts.kind is Kind.SERVER_READ or not self.model:
+            endpoint = router.any_endpoint(is_grpc=is_grpc)
+        else:
+            endpoint = router.choose(self.model, self.version, is_grpc=is_grpc)
+        if isinstance(endpoint, Refusal):
+            self.refuse(endpoint)
+            return
+        self.endpoint = endpoint
+        if not is_infer or principal is None or gateway.quota is None:
+            self.forward(endpoint)
+            return
+        decision = gateway.quota.admit(principal.tenant, principal.plan, self.on_decision)
+        if decision is not None:
+            self.on_decision(decision)
+
+    def on_decision(self, decision: Decision) -> None:
+        """Granted: go on. Refused: say which limit. Too late: give the grant back uncounted."""
+        if isinstance(decision, Refusal):
+            if self.stage is Stage.DECIDING:
+                self.refuse(decision)
+        elif self.stage is not Stage.DECIDING:
+            assert self.gateway.quota is not None
+            self.gateway.quota.release(decision, is_counted=False)
+        else:
+            self.grant = decision
+            assert self.endpoint is not None
+            self.forward(self.endpoint)
+
+    # -- forward ------------------------------------------------------------------------------------------------------
+
+    def forward(self, endpoint: Endpoint) -> None:
+        """Open the request upstream and send what is held of the body."""
+        head = self.exchange.head
+        pool = endpoint.grpc if head.is_grpc else endpoint.http
+        assert pool is not None
+        self.stage = Stage.FORWARDING
+        self.backend_start_ns = self.gateway.clock.monotonic_ns()
+        endpoint.outstanding += 1
+        upstream = pool.request(head.method, head.target, self._forwarded_headers(), head.content_length, self)
+        self.upstream = upstream
+        self.exchange.send_continue()
+        if self.held_request:
+            held, self.held_request = self.held_request, []
+            for data in held:
+                upstream.send_body(data)
+            self._unbuffer()
+            self.exchange.resume()
+        if self.is_request_ended:
+            upstream.send_end()
+
+    def _forwarded_headers(self) -> Headers:
+        """The caller's headers without credentials, plus id, trace and the time that is left."""
+        facts = self.facts
+        hex_id = self.call_id.hex().encode()
+        trace_id = facts.trace_id or hex_id
+        headers = [
+            *facts.forward,
+            (b"x-request-id", facts.request_id or format_call_id(self.call_id).encode()),
+            (b"traceparent", b"00-%b-%b-%b" % (trace_id, hex_id[16:], facts.trace_flags)),
+        ]
+        if facts.timeout_ns:
+            left_ns = max(1, self.arrival_ns + facts.timeout_ns - self.gateway.clock.monotonic_ns())
+            if self.exchange.head.is_grpc:
+                headers.append((b"grpc-timeout", format_timeout(left_ns)))
+            else:
+                headers.append((b"tollway-deadline-ns", b"%d" % left_ns))
+        return headers
+
+    def on_request_data(self, data: Data) -> None:
+        """Body bytes of the caller: on to the backend, or held while something is undecided."""
+        size = len(data)
+        self.request_bytes += size
+        if self.stage is Stage.DONE:
+            return
+        if self.request_bytes > self.gateway.limits.body_bytes_max:
+            self.refuse(_too_large(self.gateway.limits.body_bytes_max))
+            return
+        if self.peek is not None and not self._peek(data):
+            return
+        upstream = self.upstream
+        if upstream is not None and self.stage is Stage.FORWARDING:
+            upstream.send_body(data)
+            if not upstream.is_writable:
+                self.exchange.pause()
+        elif self.stage <= Stage.DECIDING:
+            self.held_request.append(data if isinstance(data, bytes) else bytes(data))
+            self._buffer(size)
+            if self.buffered_bytes > self.gateway.limits.stream_buffer_bytes_max and self.peek is None:
+                self.exchange.pause()
+        if self.stage is Stage.PEEKING and self.peek is not None and self.peek.is_named:
+            self.model, self.version = self.peek.model, self.peek.version
+            self.decide()
+
+    def _peek(self, data: Data) -> bool:
+        """Follow a gRPC message's first fields. What is authorised must be what runs: a later name ends the call."""
+        peek = self.peek
+        assert peek is not None
+        try:
+            peek.feed(data)
+        except PeekError as error:
+            self.refuse(Refusal(code=error.code, message=str(error)))
+            return False
+        return True
+
+    def on_request_end(self) -> None:
+        self.is_request_ended = True
+        if self.stage is Stage.PEEKING and self.peek is not None:
+            # A message without a name, or an incomplete one: the backend's own answer for model "" is an error too.
+            try:
+                self.peek.finish()
+            except PeekError as error:
+                self.refuse(Refusal(code=error.code, message=str(error)))
+                return
+            self.model, self.version = self.peek.model, self.peek.version
+            self.decide()
+        elif self.upstream is not None and self.stage is Stage.FORWARDING:
+            self.upstream.send_end()
+
+    # -- UpstreamListener ---------------------------------------------------------------------------------------------
+
+    def on_reply_head(self, status: int, headers: Headers, content_length: int) -> None:
+        self.reply_status = status
+        self.reply_length = content_length
+        endpoint = self.endpoint
+        assert endpoint is not None
+        if self.peek is not None and not endpoint.is_trusted:
+            self.rows = self.peek.rows
+        kept = self.reply_headers
+        for pair in headers:
+            name = pair[0]
+            if name.startswith(b"tollway-"):
+                if endpoint.is_trusted:
+                    self._read_units(name, pair[1])
+            elif name not in (b"content-length", b"x-request-id"):
+                kept.append(pair)
+
+    def _read_units(self, name: bytes, value: bytes) -> None:
+        """What a trusted backend says it did; anything but digits is a fault of ours, not the caller's."""
+        if not value.isdigit():
+            return
+        if name == b"tollway-rows":
+            self.rows = int(value)
+        elif name == b"tollway-compute-ns":
+            self.compute_ns = int(value)
+        elif name == b"tollway-queue-ns":
+            self.queue_ns = int(value)
+
+    def on_reply_body(self, data: Data) -> None:
+        """Hold the reply whole up to the limit; past it stream all but the last piece (MONEY.md R1)."""
+        size = len(data)
+        self.reply_bytes += size
+        self.reply_body.append(data if isinstance(data, bytes) else bytes(data))
+        self._buffer(size)
+        if self.reply_bytes > self.gateway.limits.held_reply_bytes_max:
+            self._stream()
+
+    def _stream(self) -> None:
+        """Send everything but the newest piece, whose arrival proves that the reply was not yet complete."""
+        exchange = self.exchange
+        if not self.is_streaming:
+            self.is_streaming = True
+            self._price()
+            headers = self.reply_headers + self._own_headers(0)
+            if self.reply_length >= 0:
+                headers.append((b"content-length", b"%d" % self.reply_length))
+            exchange.send_head(self.reply_status, headers)
+        for data in self.reply_body[:-1]:
+            exchange.send_body(data)
+        last = self.reply_body[-1]
+        self.reply_body = [last]
+        self._unbuffer()
+        self._buffer(len(last))
+        if failpoint.armed:
+            failpoint.hit("after_first_chunk")
+        if not exchange.is_writable and self.upstream is not None:
+            self.upstream.pause()
+
+    def on_reply_end(self, trailers: Headers) -> None:
+        """Settle: what was it, what does it cost; then record it, or pass an error on."""
+        self.backend_end_ns = self.gateway.clock.monotonic_ns()
+        self.upstream = None
+        if self.exchange.head.is_grpc:
+            # A failed backend call may be trailers-only: then the head already carried the status.
+            grpc_status = _find(trailers, b"grpc-status") or _find(self.reply_headers, b"grpc-status")
+            self.reply_trailers = [pair for pair in trailers if not pair[0].startswith(b"tollway-")]
+            is_ok = self.reply_status == 200 and grpc_status == b"0"
+        else:
+            is_ok = self.reply_status == 200
+        if not is_ok:
+            self.code = Code.BACKEND_FAULT if self.reply_status >= 500 else Code.BAD_REQUEST
+        log = self.gateway.log
+        if is_ok and self.facts.kind is Kind.INFER and log is not None and self.principal is not None:
+            self.record(log, self.principal)
+        else:
+            self.send()
+
+    def on_reply_error(self, *, is_sent: bool, reason: str) -> None:
+        """The backend failed us. Nothing is billed; nothing is retried once bytes were sent (inference is not free)."""
+        self.upstream = None
+        endpoint = self.endpoint
+        assert endpoint is not None
+        if not is_sent:
+            self.gateway.router.note_connect_failure(endpoint, reason)
+            message = f"the backend of model '{self.model}' is not available now"
+            self.refuse(Refusal(code=Code.BACKEND_UNAVAILABLE, message=message, retry_after_ms=1000))
+        else:
+            message = "the backend ended the call without a complete answer"
+            self.refuse(Refusal(code=Code.BACKEND_PROTOCOL, message=message, retry_after_ms=1000))
+
+    def on_upstream_writable(self) -> None:
+        if self.stage is Stage.FORWARDING:
+            self.exchange.resume()
+
+    # -- settle, record, send -----------------------------------------------------------------------------------------
+
+    def _price(self) -> None:
+        """List price of this call at the pinned price version. Only calls that were answered well are priced."""
+        principal = self.principal
+        if principal is not None and self.facts.kind is Kind.INFER:
+            policy = self.gateway.policy
+            self.charge_nanos, self.reason = policy.rater.charge(
+                self.model, principal.plan.pricing, Outcome.OK, self.rows, self.compute_ns
+            )
+
+    def record(self, log: UsageLog, principal: Principal) -> None:
+        """Append SERVED. `on_durable` follows once it, and all that wait with it, is on disk."""
+        self.stage = Stage.RECORDING
+        if not self.is_streaming:
+            self._price()
+        policy = self.gateway.policy
+        record = Served(
+            call_id=self.call_id,
+            tenant=principal.tenant.tenant,
+            key_id=principal.key.key_id,
+            plan=principal.plan.name,
+            model=self.model,
+            model_version=self.version,
+            price_version=policy.price_version,
+            t_ns=self.gateway.clock.wall_ns(),
+            outcome=Outcome.OK,
+            reason=self.reason,
+            rows=self.rows,
+            compute_ns=self.compute_ns,
+            request_bytes=self.request_bytes,
+            reply_bytes=self.reply_bytes,
+            charge_nanos=self.charge_nanos,
+            currency=policy.currency,
+            protocol=1 if self.exchange.head.is_grpc else 0,
+        )
+        log.append(encode(record), self.on_durable)
+
+    def on_durable(self, seq: int) -> None:
+        """The record is on disk: the reply may complete. A caller who left meanwhile is noted, not forgotten (R8)."""
+        gateway = self.gateway
+        self.record_ns = gateway.clock.monotonic_ns() - self.backend_end_ns
+        gateway.counters.record_wait.observe_ns(self.record_ns)
+        if self.is_gone:
+            assert gateway.log is not None
+            gateway.log.mark_ended(seq, "gone_before_durable", 0)
+            self.finish()
+            return
+        if failpoint.armed:
+            failpoint.hit("before_send")
+        self.send()
+
+    def send(self) -> None:
+        """Hand the reply, or the rest of it, to the socket."""
+        exchange = self.exchange
+        self.status = self.reply_status
+        if self.is_streaming:
+            for data in self.reply_body:
+                exchange.send_body(data)
+            exchange.send_end(self.reply_trailers)
+        else:
+            body = self.reply_body
+            whole = body[0] if len(body) == 1 else b"".join(body)
+            headers = self.reply_headers + self._own_headers(self.record_ns)
+            exchange.reply(self.reply_status, headers, whole, self.reply_trailers)
+        self.finish()
+
+    def _own_headers(self, record_ns: int) -> Headers:
+        """Identity, charge, time and limits: what every answer of ours carries (CONTRACT.md §6)."""
+        policy = self.gateway.policy
+        backend_ns = (self.backend_end_ns or self.gateway.clock.monotonic_ns()) - self.backend_start_ns
+        headers = self._identity()
+        if self.facts.kind is Kind.INFER:
+            text = self.gateway.charges.text(self.charge_nanos, self.reason, policy.price_version, policy.currency)
+            headers.append((b"tollway-charge", text))
+        gateway_ns = self.backend_start_ns - self.arrival_ns
+        headers.append((b"server-timing", server_timing(gateway_ns, self.queue_ns, backend_ns, record_ns)))
+        if self.grant is not None:
+            headers.extend(self.grant.headers)
+        return headers
+
+    def _identity(self) -> Headers:
+        call_id = format_call_id(self.call_id).encode()
+        return [(b"tollway-call-id", call_id), (b"x-request-id", self.facts.request_id or call_id)]
+
+    # -- other ends ---------------------------------------------------------------------------------------------------
+
+    def answer_health(self) -> None:
+        """Live and ready are open and free of content: probes carry no credentials."""
+        kind, exchange = self.facts.kind, self.exchange
+        is_good = kind is Kind.LIVE or self.gateway.is_ready
+        if exchange.head.is_grpc:
+            # Live/ReadyResponse{true} and HealthCheckResponse{SERVING} are 08 01; NOT_SERVING is 08 02; false is empty.
+            message = b"\x08\x01" if is_good else (b"\x08\x02" if kind is Kind.HEALTH else b"")
+            body = b"\0\0\0\0%c" % len(message) + message
+            self.status = 200
+            exchange.reply(200, [GRPC_TYPE], body, [(b"grpc-status", b"0")])
+        else:
+            self.status = 200 if is_good else 503
+            name = b"live" if kind is Kind.LIVE else b"ready"
+            exchange.reply(self.status, [JSON_TYPE], b'{"%b": %b}' % (name, b"true" if is_good else b"false"))
+        self.finish()
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer with an error and end. Where a reply has begun the only honest end is to cut it."""
+        if self.stage is Stage.DONE:
+            return
+        self.code = refusal.code
+        self._cancel_upstream()
+        if self.is_streaming:
+            self.exchange.abort(ErrorCode.INTERNAL_ERROR)
+        else:
+            identity = self._identity()
+            self.status = refuse(self.exchange, refusal, identity, format_call_id(self.call_id))
+        self.finish()
+
+    def on_deadline(self) -> None:
+        """Time is up: upstream is cancelled and the slot freed. A call whose record is on its way is answered."""
+        if self.stage < Stage.RECORDING:
+            self.refuse(Refusal(code=Code.DEADLINE_EXCEEDED, message="the call's deadline has passed"))
+
+    def on_hang_up(self) -> None:
+        """The caller is gone: free before the record is appended, noted after."""
+        self.is_gone = True
+        if self.stage < Stage.RECORDING:
+            self.code = Code.CANCELLED
+            self.status = 499
+            self._cancel_upstream()
+            self.finish()
+
+    def _cancel_upstream(self) -> None:
+        upstream, self.upstream = self.upstream, None
+        if upstream is not None:
+            upstream.cancel()
+
+    def finish(self) -> None:
+        """Last step of every call, exactly once: slot freed, counted, one line logged."""
+        if self.stage is Stage.DONE:
+            return
+        gateway = self.gateway
+        is_counted = self.code is None and not self.is_gone
+        self.stage = Stage.DONE
+        self.exchange.call = None  # no cycle: the call is freed by its count, not by the collector
+        gateway.live.discard(self)
+        if self.deadline is not None:
+            self.deadline.cancel()
+        self._unbuffer()
+        if self.endpoint is not None and self.backend_start_ns:
+            self.endpoint.outstanding -= 1
+        if self.grant is not None and gateway.quota is not None:
+            gateway.quota.release(self.grant, is_counted=is_counted)
+        duration_ns = gateway.clock.monotonic_ns() - self.arrival_ns
+        protocol = "grpc" if self.exchange.head.is_grpc else "http"
+        code = "ok" if self.code is None else self.code.value
+        model = self.model if self.endpoint is not None else _ANONYMOUS
+        gateway.counters.observe(protocol, model, code, duration_ns)
+        if gateway.call_log is not None and self.facts.kind > Kind.HEALTH:
+            self._log(gateway.call_log, protocol, model, code, duration_ns)
+
+    def _log(self, call_log: CallLog, protocol: str, model: str, code: str, duration_ns: int) -> None:
+        principal = self.principal
+        backend_ns = max(0, self.backend_end_ns - self.backend_start_ns)
+        call_log.write(
+            LINE
+            % (
+                self.gateway.clock.wall_ns(),
+                format_call_id(self.call_id).encode(),
+                principal.tenant.tenant.encode() if principal is not None else b"",
+                principal.key.key_id.encode() if principal is not None else b"",
+                protocol.encode(),
+                _json_safe(model),
+                code.encode(),
+                self.status,
+                self.rows,
+                self.charge_nanos,
+                duration_ns // 1000,
+                backend_ns // 1000,
+                self.record_ns // 1000,
+                self.request_bytes,
+                self.reply_bytes,
+                self.facts.trace_id or self.call_id.hex().encode(),
+            )
+        )
+
+    # -- memory -------------------------------------------------------------------------------------------------------
+
+    def _buffer(self, size: int) -> None:
+        self.buffered_bytes += size
+        self.gateway.budget.add(size)
+
+    def _unbuffer(self) -> None:
+        self.gateway.budget.sub(self.buffered_bytes)
+        self.buffered_bytes = 0
+
+
+def _find(headers: Headers, name: bytes) -> bytes | None:
+    for pair in headers:
+        if pair[0] == name:
+            return pair[1]
+    return None
+
+
+def _json_safe(text: str) -> bytes:
+    """A model name as it may stand inside a JSON string; names with anything unusual are escaped."""
+    if text.isascii() and '"' not in text and "\\" not in text and text.isprintable():
+        return text.encode()
+    return text.encode("unicode_escape").replace(b"\\", b"\\\\").replace(b'"', b'\\"')

@@ -1,0 +1,70 @@
+"""HOT PATH. Owns what Tollway itself says in replies: refusals on both protocols, and the headers of every answer."""
+
+from typing import Final
+
+from billing.events import Reason
+from gateway.call import Headers
+from gateway.errors import Code, Refusal
+from gateway.net.exchange import Exchange
+from gateway.wire.grpc import refusal_trailers
+from gateway.wire.status import STATUS, oip_error_body
+
+JSON_TYPE: Final = (b"content-type", b"application/json")
+GRPC_TYPE: Final = (b"content-type", b"application/grpc")
+_REASON_NAMES: Final = {reason.value: reason.name.lower().encode() for reason in Reason}
+_NANOS: Final = 1_000_000_000
+_MEMO_MAX: Final = 4096
+
+
+def refuse(exchange: Exchange, refusal: Refusal, identity: Headers, call_id: str) -> int:
+    """Answer with `refusal` in the exchange's own protocol. Returns the HTTP status (gRPC: 200)."""
+    status, grpc_status = STATUS[refusal.code]
+    extra = list(refusal.headers) + identity
+    if refusal.retry_after_ms is not None:
+        # Whole seconds, rounded up: never earlier than the limit's own reset.
+        extra.append((b"retry-after", b"%d" % -(-refusal.retry_after_ms // 1000)))
+    if exchange.head.is_grpc:
+        trailers = refusal_trailers(grpc_status, refusal.message, refusal.code.value, refusal.retry_after_ms)
+        exchange.reply(200, [GRPC_TYPE], b"", trailers + extra)
+        return 200
+    if refusal.code in (Code.UNAUTHENTICATED, Code.KEY_EXPIRED, Code.KEY_REVOKED):
+        extra.append((b"www-authenticate", b'Bearer realm="tollway"'))
+    elif refusal.code is Code.UNSUPPORTED_ENCODING:
+        extra.append((b"accept-encoding", b"gzip, deflate"))
+    exchange.reply(status, [JSON_TYPE, *extra], oip_error_body(refusal.code, refusal.message, call_id))
+    return status
+
+
+class ChargeTexts:
+    """Formats `tollway-charge`: `0.00002 USD; reason=priced; price=3`. Memoised: prices repeat."""
+
+    __slots__ = ("_memo",)
+
+    def __init__(self) -> None:
+        self._memo: dict[tuple[int, int, int, str], bytes] = {}
+
+    def text(self, nanos: int, reason: int, price_version: int, currency: str) -> bytes:
+        key = (nanos, reason, price_version, currency)
+        text = self._memo.get(key)
+        if text is None:
+            if len(self._memo) >= _MEMO_MAX:
+                self._memo.clear()
+            text = self._memo[key] = _charge_text(nanos, reason, price_version, currency)
+        return text
+
+
+def _charge_text(nanos: int, reason: int, price_version: int, currency: str) -> bytes:
+    whole, fraction = divmod(nanos, _NANOS)
+    digits = f"{fraction:09d}".rstrip("0")
+    amount = f"{whole}.{digits}" if digits else str(whole)
+    return b"%b %b; reason=%b; price=%d" % (amount.encode(), currency.encode(), _REASON_NAMES[reason], price_version)
+
+
+def server_timing(gateway_ns: int, queue_ns: int, backend_ns: int, record_ns: int) -> bytes:
+    """`Server-Timing` (W3C), durations in milliseconds with three decimals, by integer arithmetic."""
+    return b"gateway;dur=%d.%03d, queue;dur=%d.%03d, backend;dur=%d.%03d, record;dur=%d.%03d" % (
+        *divmod(gateway_ns // 1000, 1000),
+        *divmod(queue_ns // 1000, 1000),
+        *divmod(backend_ns // 1000, 1000),
+        *divmod(record_ns // 1000, 1000),
+    )

@@ -1,0 +1,324 @@
+"""Owns the processes of one machine: `tollway up` opens the sockets, starts, watches and stops everything.
+
+The listening sockets are bound here, one per worker (SO_REUSEPORT), and handed to workers and their replacements, so a
+restart loses no queued connection. SIGHUP replaces the workers one after the other; SIGTERM drains; SIGINT is quick.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Final
+
+from gateway.children import Child, python_module
+from gateway.errors import SettingsError
+from gateway.settings import Settings, dump_settings
+
+_QUICK_S: Final = 2.0
+_PATIENT_EXTRA_S: Final = 5.0
+_START_S: Final = 60.0
+_BACKLOG: Final = 2048
+LOCK_FILE: Final = "supervisor.lock"
+READY_FILE: Final = "ready"
+
+
+class AlreadyRunning(SettingsError):
+    """Another supervisor holds the data directory."""
+
+
+def bind_socket(host: str, port: int, name: str) -> socket.socket:
+    """A listening TCP socket with SO_REUSEPORT. Raises SettingsError when the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise SettingsError(
+            f"{name} = {port}: cannot listen on {host}:{port} ({error.strerror}); "
+            f"stop what uses it, or set another port (--set {name}=…)"
+        ) from None
+    sock.listen(_BACKLOG)
+    return sock
+
+
+def check_port_free(host: str, port: int, name: str) -> None:
+    """SO_REUSEPORT would share a port with a stranger of our own user: refuse one that somebody listens on."""
+    if port == 0:
+        return
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise SettingsError(
+                f"{name} = {port}: {host}:{port} is in use ({error.strerror}); "
+                f"stop what uses it, or set another port (--set {name}=…)"
+            ) from None
+
+
+class Supervisor:
+    """Everything `tollway up` runs."""
+
+    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+        self.settings = settings
+        self.say = say
+        self.children: dict[str, Child] = {}
+        self.workers: dict[int, Child] = {}
+        self.http_sockets: list[socket.socket] = []
+        self.grpc_sockets: list[socket.socket] = []
+        self._generations: dict[int, int] = {}
+        self._stop: asyncio.Future[int] | None = None
+        self._lock_fd = -1
+        self._log: IO[bytes] | None = None
+
+    # -- start ---------------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Directories, lock, sockets, settings file. Raises SettingsError with the remedy; starts nothing."""
+        settings = self.settings
+        for folder in (settings.data_dir, settings.run_dir, settings.data_dir / "log"):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        settings.usage_root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._take_lock()
+        for name in ("http_port", "grpc_port", "metrics_port", "api_port"):
+            check_port_free(settings.host, getattr(settings, name), name)
+        if settings.engine:
+            check_models(settings)
+        self._open_sockets()
+        # Longer logs than this are rotated by the start that finds them.
+        self._log = (settings.data_dir / "log" / "tollway.log").open("ab", buffering=0)
+        path = settings.run_dir / "settings.json"
+        path.write_bytes(dump_settings(settings))
+        path.chmod(0o600)
+        (settings.run_dir / READY_FILE).unlink(missing_ok=True)
+
+    def _take_lock(self) -> None:
+        path = self.settings.run_dir / LOCK_FILE
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = os.read(fd, 32).decode().strip()
+            os.close(fd)
+            raise AlreadyRunning(
+                f"tollway already runs on {self.settings.data_dir} (pid {pid}): stop it with `tollway down`, "
+                "or give another --data-dir"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.write(fd, str(os.getpid()).encode())
+        self._lock_fd = fd
+
+    def _open_sockets(self) -> None:
+        """One socket per worker and port; port 0 picks a free one that the others then share."""
+        settings = self.settings
+        http_port, grpc_port = settings.http_port, settings.grpc_port
+        for _ in range(settings.workers):
+            http = bind_socket(settings.host, http_port, "http_port")
+            grpc = bind_socket(settings.host, grpc_port, "grpc_port")
+            http_port, grpc_port = http.getsockname()[1], grpc.getsockname()[1]
+            self.http_sockets.append(http)
+            self.grpc_sockets.append(grpc)
+
+    @property
+    def http_port(self) -> int:
+        return int(self.http_sockets[0].getsockname()[1])
+
+    @property
+    def grpc_port(self) -> int:
+        return int(self.grpc_sockets[0].getsockname()[1])
+
+    def _child(self, role: str, command: Callable[[int], list[str]], fds: tuple[int, ...] = ()) -> Child:
+        return Child(role, command, fds=fds, log=self._log, say=self.say)
+
+    def _start_children(self) -> None:
+        settings = self.settings
+        settings_file = str(settings.run_dir / "settings.json")
+        data_dir = str(settings.data_dir)
+        self.children["control"] = self._child(
+            "control",
+            lambda fd: python_module("gateway.control", "--settings", settings_file, "--ready-fd", str(fd)),
+        )
+        if settings.metering:
+            prices = ["--prices", str(settings.price_book)] if settings.price_book else []
+            usage = ["--usage-dir", str(settings.usage_root)]
+            self.children["meter"] = self._child(
+                "meter",
+                lambda fd: python_module(
+                    "billing.meter", "--data-dir", data_dir, *usage, *prices, "--ready-fd", str(fd)
+                ),
+            )
+        if settings.require_key:
+            self.children["quota"] = self._child(
+                "quota",
+                lambda fd: python_module(
+                    "gateway.quota",
+                    "--socket", str(settings.quota_socket),
+                    "--meter-socket", str(settings.meter_socket),
+                    "--data-dir", data_dir,
+                    "--ready-fd", str(fd),
+                ),
+            )  # fmt: skip
+        if settings.engine:
+            self.children["engine"] = self._child("engine", self._engine_command)
+        for child in self.children.values():
+            child.start()
+
+    def _engine_command(self, ready_fd: int) -> list[str]:
+        settings = self.settings
+        arguments = ["--socket", str(settings.engine_socket), "--ready-fd", str(ready_fd)]
+        for repository in settings.model_repositories:
+            arguments += ["--repository", str(repository)]
+        for allowed in settings.python_models_allowed:
+            arguments += ["--python-models-allowed", str(allowed)]
+        if settings.engine_threads:
+            arguments += ["--threads", str(settings.engine_threads)]
+        return python_module("gateway.engine", *arguments)
+
+    def _start_worker(self, index: int) -> Child:
+        generation = self._generations[index] = self._generations.get(index, -1) + 1
+        fds = (self.http_sockets[index].fileno(), self.grpc_sockets[index].fileno())
+        arguments = ["--settings", str(self.settings.run_dir / "settings.json")]
+        arguments += ["--index", str(index), "--generation", str(generation)]
+        for fd in fds:
+            arguments += ["--fd", str(fd)]
+        child = self._child(
+            f"worker-{index}", lambda fd: python_module("gateway.worker", *arguments, "--ready-fd", str(fd)), fds
+        )
+        child.start()
+        return child
+
+    async def start(self) -> None:
+        """Start every child and wait until all serve. Raises SettingsError when one does not come up."""
+        for fd_owner in (*self.http_sockets, *self.grpc_sockets):
+            fd_owner.set_inheritable(True)
+        self._start_children()
+        for index in range(self.settings.workers):
+            self.workers[index] = self._start_worker(index)
+        waiting = {child.role: child for child in (*self.children.values(), *self.workers.values())}
+        try:
+            async with asyncio.timeout(_START_S):
+                await asyncio.gather(*(child.is_ready.wait() for child in waiting.values()))
+        except TimeoutError:
+            late = ", ".join(role for role, child in waiting.items() if not child.is_ready.is_set())
+            log = self.settings.data_dir / "log" / "tollway.log"
+            raise SettingsError(
+                f"not ready after {_START_S:.0f} s: {late}; see {log} or run `tollway doctor`"
+            ) from None
+        (self.settings.run_dir / READY_FILE).write_text(str(os.getpid()), encoding="ascii")
+
+    # -- run and stop --------------------------------------------------------------------------------------------------
+
+    async def run_until_stopped(self) -> int:
+        """Wait for a signal; SIGHUP reloads meanwhile. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        self._stop = loop.create_future()
+        loop.add_signal_handler(signal.SIGHUP, self._on_hup)
+        return await self._stop
+
+    def install_stop_handlers(self) -> None:
+        """From here on SIGINT and SIGTERM stop in order, even while starting."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._on_stop, number, task)
+
+    def _on_stop(self, number: int, task: "asyncio.Task[int] | None") -> None:
+        self.stop_signal = number
+        if self._stop is None:
+            if task is not None:
+                task.cancel()
+        elif not self._stop.done():
+            self._stop.set_result(0)
+
+    stop_signal: int = signal.SIGTERM
+
+    def _on_hup(self) -> None:
+        self._reloading = asyncio.get_running_loop().create_task(self.reload(), name="reload")
+
+    async def reload(self) -> None:
+        """Replace workers one by one: the new one serves the same sockets before the old one stops accepting."""
+        for index in sorted(self.workers):
+            old = self.workers[index]
+            new = self._start_worker(index)
+            try:
+                async with asyncio.timeout(_START_S):
+                    await new.is_ready.wait()
+            except TimeoutError:
+                self.say(f"reload: the new worker-{index} did not become ready; the old one goes on")
+                await new.stop(signal.SIGTERM, _QUICK_S)
+                return
+            self.workers[index] = new
+            await old.stop(signal.SIGTERM, self.settings.limits.drain_s + _PATIENT_EXTRA_S)
+        self.say("reload: every worker was replaced")
+
+    async def stop(self) -> None:
+        """Workers first (they flush their usage), then engine and quota, then the meter (it posts what was flushed)."""
+        is_quick = self.stop_signal == signal.SIGINT
+        number = signal.SIGINT if is_quick else signal.SIGTERM
+        worker_s = _QUICK_S if is_quick else self.settings.limits.drain_s + _PATIENT_EXTRA_S
+        await asyncio.gather(*(worker.stop(number, worker_s) for worker in self.workers.values()))
+        rest_s = 0.9 if is_quick else 10.0
+        for roles in (
+            (("engine", "quota", "control", "meter"),) if is_quick else (("engine", "quota"), ("meter", "control"))
+        ):
+            await asyncio.gather(
+                *(self.children[role].stop(signal.SIGTERM, rest_s) for role in roles if role in self.children)
+            )
+        self.release()
+
+    def release(self) -> None:
+        """Close sockets and files; give the lock back."""
+        for sock in (*self.http_sockets, *self.grpc_sockets):
+            sock.close()
+        with contextlib.suppress(FileNotFoundError):
+            (self.settings.run_dir / READY_FILE).unlink()
+        if self._log is not None:
+            self._log.close()
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+
+def check_models(settings: Settings) -> None:
+    """At least one model folder in some repository. Raises SettingsError."""
+    for repository in settings.model_repositories:
+        if not repository.is_dir():
+            raise SettingsError(
+                f"model repository {repository} does not exist: run `make models`, or set model_repositories"
+            )
+    if not any(found for repository in settings.model_repositories for found in repository.glob("*/config.pbtxt")):
+        names = ", ".join(str(repository) for repository in settings.model_repositories)
+        raise SettingsError(f"no model in {names}: run `make models` to build the showcases, or add your own")
+
+
+def stderr_say(text: str) -> None:
+    """One line for the person at the terminal."""
+    sys.stderr.write(f"tollway: {text}\n")
+    sys.stderr.flush()
+
+
+def running_pid(data_dir: Path) -> int | None:
+    """The pid of the supervisor that holds `data_dir`, or None."""
+    path = data_dir / "run" / LOCK_FILE
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = os.read(fd, 32).decode().strip()
+        return int(text) if text.isdigit() else None
+    else:
+        return None
+    finally:
+        os.close(fd)

@@ -99,7 +99,7 @@ class EpochReader:
             return self._damaged(
                 wanted, segment_name(headers[0].segment_index), 0, "the records before this segment are gone"
             )
-        start = max((header for header in headers if header.first_seq <= wanted), default=headers[0])
+        start = ([header for header in headers if header.first_seq <= wanted] or headers[:1])[-1]
         self.segments = [
             (header.segment_index, header.first_seq) for header in headers if header.segment_index < start.segment_index
         ]
@@ -240,10 +240,18 @@ class EpochReader:
             instance=self.instance,
             epoch=self.epoch,
             last_seq=self.delivered_seq,
-            is_clean=bool(self._last_payload) and isinstance(decode(self._last_payload), Closed),
+            is_clean=_is_closed(self._last_payload),
             torn_bytes=torn_bytes,
         )
 
     def _damaged(self, seq: int, segment: str, offset: int, reason: str) -> Damaged:
         self.close()
         return Damaged(instance=self.instance, epoch=self.epoch, seq=seq, segment=segment, offset=offset, reason=reason)
+
+
+def _is_closed(payload: bytes) -> bool:
+    try:
+        return isinstance(decode(payload), Closed)
+    except msgspec.DecodeError:
+        # Nothing was read, or a record before the position that only a newer reader knew.
+        return False

@@ -26,8 +26,8 @@ class UsageReader:
     """Reads `root/<instance>/<epoch>/` as a stream. Not thread-safe; every method blocks on the disk only.
 
     `positions` maps (instance, epoch) to the last sequence number that the consumer has made durable (its watermark).
-    Epochs without a position are read from the first record there. Any number of readers may read one root, but only one,
-    the owner, may `ack`; others (`is_owner=False`: reconcile, tools) pass over segments that the owner has let go.
+    Epochs without a position are read from the first record there. Any number of readers may read one root, but only
+    the owner may `ack`; others (`is_owner=False`: reconcile, tools) pass over segments that the owner has let go.
     """
 
     def __init__(

@@ -1,0 +1,166 @@
+"""Owns the decision what becomes of each usage record: post, void, quarantine, or wait. Pure; no I/O.
+
+    Served + Sent or Ended      → post (a call is charged once it is known to have been handed to the socket, R8)
+    Served, epoch lives         → waits; the watermark stays below it, so after a crash of the meter it is read again
+    Served, epoch dead, no mark → void, counted and published (R7: what the caller got is undecidable)
+    Served with a fault         → quarantine (R4)
+
+One `Intake` per meter process; state is rebuilt from the logs above the watermarks.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+
+from billing.events import Closed, Ended, Record, Sent, Served
+from billing.judge import Verdict
+from billing.ledger.port import BATCH_EVENTS_MAX, Batch, Ending, Item, Position, Rejected, Source
+
+Judge = Callable[[Served], Verdict | None]
+
+
+class LogPairing:
+    """One log's records on their way to a decision: which Served wait for their terminal mark."""
+
+    __slots__ = ("_above", "_served", "is_ended", "pending", "seq")
+
+    def __init__(self, position: Position) -> None:
+        self.seq = position.seq
+        self.is_ended = position.is_ended
+        #: Served without a terminal mark yet, ascending by sequence number.
+        self.pending: dict[int, Served] = {}
+        self._served = position.served
+        #: Sequence numbers of Served records above the watermark, decided or not.
+        self._above: deque[int] = deque()
+
+    def feed(self, records: Iterable[tuple[int, Record]]) -> tuple[list[tuple[int, Served]], dict[int, Ending]]:
+        """Take records in order. Returns the Served that got their mark, and how exceptions among them ended."""
+        ready: list[tuple[int, Served]] = []
+        endings: dict[int, Ending] = {}
+        pending, above, seq = self.pending, self._above, self.seq
+        for seq, record in records:
+            kind = type(record)
+            if kind is Served:
+                pending[seq] = record  # type: ignore[assignment]
+                above.append(seq)
+            elif isinstance(record, Sent):
+                self._release(record, ready)
+            elif isinstance(record, Ended):
+                # Ended wins over Sent whichever came first: both charge, Ended also says why the reply was cut.
+                endings[record.served_seq] = Ending(record.cause, record.bytes_sent)
+                cut = pending.pop(record.served_seq, None)
+                if cut is not None:
+                    ready.append((record.served_seq, cut))
+            else:
+                assert isinstance(record, Closed)
+        self.seq = seq
+        return ready, endings
+
+    def end(self, last_seq: int) -> list[tuple[int, Served]]:
+        """The epoch is dead and fully read: give up what still waits."""
+        unmarked = list(self.pending.items())
+        self.pending.clear()
+        self.seq, self.is_ended = max(self.seq, last_seq), True
+        return unmarked
+
+    def position(self) -> Position:
+        """The watermark: everything up to it is decided. Never passes the oldest waiting record."""
+        above = self._above
+        if not self.pending:
+            self._served += len(above)
+            above.clear()
+            return Position(self.seq, self._served, self.is_ended)
+        seq = next(iter(self.pending)) - 1
+        while above and above[0] <= seq:
+            above.popleft()
+            self._served += 1
+        return Position(seq, self._served, self.is_ended)
+
+    def _release(self, sent: Sent, ready: list[tuple[int, Served]]) -> None:
+        pending = self.pending
+        if not pending:
+            return
+        if sent.first_seq <= next(iter(pending)) and next(reversed(pending)) <= sent.last_seq:
+            ready.extend(pending.items())
+            pending.clear()
+            return
+        marked = [entry for entry in pending.items() if sent.first_seq <= entry[0] <= sent.last_seq]
+        for seq, _ in marked:
+            del pending[seq]
+        ready.extend(marked)
+
+
+class Intake:
+    """All logs' pairings and what was decided since the last `take_batches`."""
+
+    def __init__(self, positions: Mapping[Source, Position]) -> None:
+        self._known = dict(positions)
+        self._logs: dict[Source, LogPairing] = {}
+        self._touched: set[Source] = set()
+        self._ready: list[Item] = []
+        self._voids: list[Item] = []
+        self._endings: dict[tuple[Source, int], Ending] = {}
+
+    def feed(self, source: Source, records: Iterable[tuple[int, Record]]) -> None:
+        """Take the next records of one log."""
+        ready, endings = self._log(source).feed(records)
+        self._ready.extend([(source, seq, served) for seq, served in ready])
+        self._endings.update({(source, seq): ending for seq, ending in endings.items()})
+        self._touched.add(source)
+
+    def end(self, source: Source, last_seq: int) -> None:
+        """The log's epoch is dead and everything of it was fed."""
+        self._voids.extend([(source, seq, served) for seq, served in self._log(source).end(last_seq)])
+        self._touched.add(source)
+
+    def take_batches(self, judge: Judge, now_ns: int) -> list[Batch]:
+        """Everything decided since the last call, as batches to post in order; empty when nothing changed.
+
+        Only the last batch carries watermarks: a crash between two batches sends the earlier ones again, never skips.
+        """
+        posts, rejected = self._judge(judge)
+        touched = {source: self._logs[source].position() for source in self._touched}
+        # Marks alone move the watermark as well, but only their log's deletion waits for it.
+        last = Batch(
+            posts=posts[-(len(posts) % BATCH_EVENTS_MAX or BATCH_EVENTS_MAX) :],
+            rejected=rejected,
+            voids=self._voids,
+            positions=touched,
+            endings=self._endings,
+            now_ns=now_ns,
+        )
+        whole = len(posts) - len(last.posts)
+        batches = [
+            Batch(posts=list(islice(posts, at, at + BATCH_EVENTS_MAX)), endings=self._endings, now_ns=now_ns)
+            for at in range(0, whole, BATCH_EVENTS_MAX)
+        ]
+        is_changed = bool(touched)
+        self._ready, self._voids, self._endings, self._touched = [], [], {}, set()
+        for source in [source for source, position in touched.items() if position.is_ended]:
+            self._known[source] = touched[source]
+            del self._logs[source]
+        return [*batches, last] if is_changed else []
+
+    def pending(self) -> list[Served]:
+        """Served records that wait for their terminal mark."""
+        return [served for log in self._logs.values() for served in log.pending.values()]
+
+    def pending_count(self) -> int:
+        return sum(len(log.pending) for log in self._logs.values())
+
+    def _log(self, source: Source) -> LogPairing:
+        log = self._logs.get(source)
+        if log is None:
+            log = self._logs[source] = LogPairing(self._known.get(source, Position(0, 0)))
+        return log
+
+    def _judge(self, judge: Judge) -> tuple[list[Item], list[Rejected]]:
+        posts: list[Item] = []
+        rejected: list[Rejected] = []
+        for item in self._ready:
+            fault = judge(item[2])
+            if fault is None:
+                posts.append(item)
+            else:
+                rejected.append(Rejected(item, fault.reason, fault.field))
+        return posts, rejected

@@ -1,0 +1,82 @@
+"""Owns the verdict on a record before it may be posted: is it well formed, and is its charge what its price book says.
+
+Pure. Rating it again with the pinned price version makes a wrong charge a quarantined record instead of a wrong bill
+(MONEY.md R4), and is what `reconcile` repeats over the whole ledger (I16).
+"""
+
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from billing.events import Outcome, Reason, Served
+from billing.rating import CHARGE_NANOS_MAX, PRICING_BY_REASON, Rater
+
+UNKNOWN_PRICE_VERSION: Final = "price_version_unknown"
+MALFORMED: Final = "malformed"
+CHARGE_MISMATCH: Final = "charge_mismatch"
+
+CALL_ID_BYTES: Final = 16
+NAME_CHARS_MAX: Final = 256
+#: Rows, bytes and compute nanoseconds of one call; sums of a batch of them stay far inside 64 bits.
+UNITS_MAX: Final = 2**48
+#: The year 2200; also keeps instants inside 63 bits.
+T_NS_MAX: Final = 7_258_118_400 * 1_000_000_000
+
+_PRICING: Final = {int(reason): pricing for reason, pricing in PRICING_BY_REASON.items()}
+_FAILED: Final = int(Outcome.FAILED)
+_NOT_BILLABLE: Final = int(Reason.NOT_BILLABLE)
+
+
+class Verdict(NamedTuple):
+    """Why a record must not be posted: the reason's stable name and the field that shows it."""
+
+    reason: str
+    field: str
+
+
+def find_fault(served: Served, raters: Mapping[int, Rater]) -> Verdict | None:
+    """None when `served` may be posted. `raters` are the known price books by version.
+
+    Precedence: malformed, unknown price version, charge mismatch; within one, the order of the checks below.
+    """
+    malformed = _malformed_field(served)
+    if malformed is not None:
+        return Verdict(MALFORMED, malformed)
+    rater = raters.get(served.price_version)
+    if rater is None:
+        return Verdict(UNKNOWN_PRICE_VERSION, "price_version")
+    pricing = _PRICING.get(served.reason, "priced")
+    amount, reason = rater.charge(served.model, pricing, served.outcome, served.rows, served.compute_ns)
+    if amount != served.charge_nanos:
+        return Verdict(CHARGE_MISMATCH, "charge_nanos")
+    if reason != served.reason:
+        return Verdict(CHARGE_MISMATCH, "reason")
+    if rater.currency != served.currency:
+        return Verdict(CHARGE_MISMATCH, "currency")
+    return None
+
+
+def _malformed_field(s: Served) -> str | None:
+    """The first field out of its range. One expression each: this runs per call."""
+    if len(s.call_id) != CALL_ID_BYTES:
+        return "call_id"
+    if not 0 < len(s.tenant) <= NAME_CHARS_MAX:
+        return "tenant"
+    if not 0 < len(s.model) <= NAME_CHARS_MAX:
+        return "model"
+    if not 0 <= s.charge_nanos <= CHARGE_NANOS_MAX:
+        return "charge_nanos"
+    if not 0 <= s.t_ns < T_NS_MAX:
+        return "t_ns"
+    for field in ("rows", "compute_ns", "request_bytes", "reply_bytes"):
+        if not 0 <= getattr(s, field) < UNITS_MAX:
+            return field
+    if not 0 <= s.outcome <= _FAILED:
+        return "outcome"
+    if not 0 <= s.reason <= _NOT_BILLABLE or (s.reason == _NOT_BILLABLE) != (s.outcome == _FAILED):
+        return "reason"
+    for field in ("key_id", "plan", "model_version", "currency"):
+        if len(getattr(s, field)) > NAME_CHARS_MAX:
+            return field
+    if not 0 <= s.protocol < 256 or not 0 <= s.price_version < 2**31:
+        return "protocol" if not 0 <= s.protocol < 256 else "price_version"
+    return None

@@ -1,0 +1,95 @@
+"""Owns the interning of long texts into small ids (tenants, facets, accounts, logs), with bounded caches."""
+
+import sqlite3
+from collections.abc import Hashable
+from typing import Any, Final
+
+from billing.events import Served
+from billing.ledger.port import Source
+
+#: Entries per cache; a fuller one is emptied, which costs look-ups and nothing else.
+CACHE_MAX: Final = 50_000
+
+Facet = tuple[str, str, str, str, int, int, int, str, int]
+
+
+def facet_of(served: Served) -> Facet:
+    """The slow-changing facts of a call, in the order of the table `facet`."""
+    return (
+        served.key_id,
+        served.plan,
+        served.model,
+        served.model_version,
+        served.price_version,
+        served.outcome,
+        served.reason,
+        served.currency,
+        served.protocol,
+    )
+
+
+class Names:
+    """Find-or-insert by content. Call `forget` when a transaction that may have inserted was rolled back."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._logs: dict[Source, int] = {}
+        self._tenants: dict[str, int] = {}
+        self._accounts: dict[tuple[str, str], int] = {}
+        #: Read directly by the posting loop; a miss goes through `facet`.
+        self.facets: dict[Facet, int] = {}
+
+    def forget(self) -> None:
+        for cache in (self._logs, self._tenants, self._accounts, self.facets):
+            cache.clear()
+
+    def log(self, source: Source) -> int:
+        return self._logs.get(source) or self._intern(self._logs, source, _LOG, tuple(source))
+
+    def tenant(self, name: str) -> int:
+        return self._tenants.get(name) or self._intern(self._tenants, name, _TENANT, (name,))
+
+    def account(self, name: str, currency: str) -> int:
+        key = (name, currency)
+        return self._accounts.get(key) or self._intern(self._accounts, key, _ACCOUNT, key)
+
+    def facet(self, facet: Facet) -> int:
+        return self.facets.get(facet) or self._intern(self.facets, facet, _FACET, facet)
+
+    def _intern(
+        self, cache: dict[Any, int], key: Hashable, statements: tuple[str, str], values: tuple[str | int, ...]
+    ) -> int:
+        select, insert = statements
+        row = self._db.execute(select, values).fetchone()
+        if row is None:
+            row = self._db.execute(insert, values).fetchone()
+        if len(cache) >= CACHE_MAX:
+            cache.clear()
+        cache[key] = int(row[0])
+        return int(row[0])
+
+
+def _pair(table: str, id_column: str, columns: tuple[str, ...]) -> tuple[str, str]:
+    where = " AND ".join(f"{column} = ?" for column in columns)
+    marks = ", ".join("?" * len(columns))
+    return (
+        f"SELECT {id_column} FROM {table} WHERE {where}",  # noqa: S608
+        f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) RETURNING {id_column}",  # noqa: S608
+    )
+
+
+FACET_COLUMNS: Final = (
+    "key_id",
+    "plan",
+    "model",
+    "model_version",
+    "price_version",
+    "outcome",
+    "reason",
+    "currency",
+    "protocol",
+)
+_LOG: Final = _pair("log", "log_id", ("instance", "epoch"))
+_TENANT: Final = _pair("tenant", "tenant_id", ("name",))
+_ACCOUNT: Final = _pair("account", "account_id", ("name", "currency"))
+_FACET: Final = _pair("facet", "facet_id", FACET_COLUMNS)

@@ -1,0 +1,122 @@
+"""Owns the SQLite schema of ledger.db: small rows, append-only tables, and triggers that make breaking a rule an error.
+
+`facet` holds the slow-changing facts of calls once, so that a call's own row is about 65 bytes (+ about 30 of index).
+Every append-only table raises on UPDATE and DELETE; inserts that REPLACE would turn into deletes raise as well.
+"""
+
+from typing import Final
+
+APPLICATION_ID: Final = 0x546F6C6C  # "Toll"
+SCHEMA_VERSION: Final = 1
+
+_TABLES: Final = """
+CREATE TABLE log (
+  log_id INTEGER PRIMARY KEY, instance TEXT NOT NULL, epoch INTEGER NOT NULL, UNIQUE (instance, epoch)) STRICT;
+CREATE TABLE tenant (tenant_id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE facet (
+  facet_id INTEGER PRIMARY KEY, key_id TEXT NOT NULL, plan TEXT NOT NULL, model TEXT NOT NULL,
+  model_version TEXT NOT NULL, price_version INTEGER NOT NULL, outcome INTEGER NOT NULL, reason INTEGER NOT NULL,
+  currency TEXT NOT NULL, protocol INTEGER NOT NULL,
+  UNIQUE (key_id, plan, model, model_version, price_version, outcome, reason, currency, protocol)) STRICT;
+CREATE TABLE price_book (version INTEGER PRIMARY KEY, json TEXT NOT NULL, added_ns INTEGER NOT NULL) STRICT;
+CREATE TABLE account (
+  account_id INTEGER PRIMARY KEY, name TEXT NOT NULL, currency TEXT NOT NULL, UNIQUE (name, currency)) STRICT;
+CREATE TABLE journal_tx (
+  tx_id INTEGER PRIMARY KEY, kind TEXT NOT NULL, tenant_id INTEGER NOT NULL REFERENCES tenant,
+  posted_ns INTEGER NOT NULL, first_event_id INTEGER NOT NULL, event_count INTEGER NOT NULL, ok_count INTEGER NOT NULL,
+  t_min_ns INTEGER NOT NULL, t_max_ns INTEGER NOT NULL, leaf_version INTEGER NOT NULL,
+  merkle_root BLOB NOT NULL) STRICT;
+CREATE INDEX journal_tx_window ON journal_tx (tenant_id, t_max_ns, t_min_ns, ok_count);
+CREATE TABLE usage_event (
+  event_id INTEGER PRIMARY KEY, tenant_id INTEGER NOT NULL, call_id BLOB NOT NULL, kind INTEGER NOT NULL,
+  n INTEGER NOT NULL, facet_id INTEGER NOT NULL, tx_id INTEGER NOT NULL, log_id INTEGER NOT NULL, seq INTEGER NOT NULL,
+  t_ns INTEGER NOT NULL, rows INTEGER NOT NULL, compute_ns INTEGER NOT NULL, request_bytes INTEGER NOT NULL,
+  reply_bytes INTEGER NOT NULL, charge_nanos INTEGER NOT NULL CHECK (charge_nanos >= 0),
+  UNIQUE (tenant_id, call_id, kind, n)) STRICT;
+CREATE TABLE entry (
+  tx_id INTEGER NOT NULL REFERENCES journal_tx, line INTEGER NOT NULL, account_id INTEGER NOT NULL REFERENCES account,
+  amount_nanos INTEGER NOT NULL, calls INTEGER NOT NULL CHECK (calls >= 0),
+  PRIMARY KEY (tx_id, line)) STRICT, WITHOUT ROWID;
+CREATE INDEX entry_by_account ON entry (account_id, tx_id);
+CREATE TABLE seal (tx_id INTEGER PRIMARY KEY REFERENCES journal_tx, hash BLOB NOT NULL) STRICT;
+CREATE TABLE ended (event_id INTEGER PRIMARY KEY, cause TEXT NOT NULL, bytes_sent INTEGER NOT NULL) STRICT;
+CREATE TABLE voided (
+  void_id INTEGER PRIMARY KEY, log_id INTEGER NOT NULL, seq INTEGER NOT NULL, tenant TEXT NOT NULL,
+  call_id BLOB NOT NULL, voided_ns INTEGER NOT NULL, payload BLOB NOT NULL, UNIQUE (log_id, seq)) STRICT;
+CREATE TABLE quarantine (
+  quarantine_id INTEGER PRIMARY KEY, log_id INTEGER NOT NULL, seq INTEGER NOT NULL, tenant TEXT NOT NULL,
+  call_id BLOB NOT NULL, reason TEXT NOT NULL, field TEXT NOT NULL, quarantined_ns INTEGER NOT NULL,
+  payload BLOB NOT NULL, UNIQUE (log_id, seq)) STRICT;
+CREATE TABLE duplicate (
+  log_id INTEGER NOT NULL, seq INTEGER NOT NULL, tenant_id INTEGER NOT NULL, call_id BLOB NOT NULL,
+  PRIMARY KEY (log_id, seq)) STRICT, WITHOUT ROWID;
+CREATE TABLE watermark (
+  log_id INTEGER PRIMARY KEY REFERENCES log, seq INTEGER NOT NULL, served INTEGER NOT NULL, is_ended INTEGER NOT NULL,
+  updated_ns INTEGER NOT NULL) STRICT;
+"""
+
+APPEND_ONLY: Final = (
+    "log",
+    "tenant",
+    "facet",
+    "price_book",
+    "account",
+    "journal_tx",
+    "usage_event",
+    "entry",
+    "seal",
+    "ended",
+    "voided",
+    "quarantine",
+    "duplicate",
+)
+
+# Ids count up by one: a REPLACE, a gap or an insert into the past is refused where it happens.
+_GUARDS: Final = """
+CREATE TRIGGER usage_event_order BEFORE INSERT ON usage_event
+WHEN NEW.event_id <> 1 + COALESCE((SELECT MAX(event_id) FROM usage_event), 0)
+  OR NEW.tx_id <= COALESCE((SELECT MAX(tx_id) FROM seal), 0) OR EXISTS (
+  SELECT 1 FROM usage_event WHERE tenant_id = NEW.tenant_id AND call_id = NEW.call_id AND kind = NEW.kind AND n = NEW.n)
+BEGIN SELECT RAISE(ABORT, 'usage_event: id out of order, transaction sealed, or key already posted'); END;
+CREATE TRIGGER journal_tx_order BEFORE INSERT ON journal_tx
+WHEN NEW.tx_id <> 1 + COALESCE((SELECT MAX(tx_id) FROM seal), 0)
+BEGIN SELECT RAISE(ABORT, 'journal_tx: the previous transaction must be sealed first, ids count up by one'); END;
+CREATE TRIGGER entry_open BEFORE INSERT ON entry
+WHEN EXISTS (SELECT 1 FROM seal WHERE tx_id = NEW.tx_id)
+  OR NOT EXISTS (SELECT 1 FROM journal_tx WHERE tx_id = NEW.tx_id)
+  OR EXISTS (SELECT 1 FROM entry WHERE tx_id = NEW.tx_id AND line = NEW.line)
+BEGIN SELECT RAISE(ABORT, 'entry: its transaction is sealed or unknown, or the line exists'); END;
+CREATE TRIGGER seal_order BEFORE INSERT ON seal
+WHEN NEW.tx_id <> (SELECT MAX(tx_id) FROM journal_tx) OR EXISTS (SELECT 1 FROM seal WHERE tx_id = NEW.tx_id)
+BEGIN SELECT RAISE(ABORT, 'seal: only the newest, unsealed transaction can be sealed'); END;
+CREATE TRIGGER seal_balance BEFORE INSERT ON seal
+WHEN NOT EXISTS (SELECT 1 FROM entry WHERE tx_id = NEW.tx_id) OR EXISTS (
+  SELECT 1 FROM entry JOIN account USING (account_id) WHERE entry.tx_id = NEW.tx_id
+  GROUP BY account.currency HAVING SUM(amount_nanos) <> 0)
+BEGIN SELECT RAISE(ABORT, 'seal: entries must exist and sum to zero in every currency'); END;
+CREATE TRIGGER seal_events BEFORE INSERT ON seal
+WHEN EXISTS (
+  SELECT 1 FROM journal_tx t WHERE t.tx_id = NEW.tx_id AND t.kind = 'usage' AND (
+    (SELECT SUM(calls) FROM entry WHERE tx_id = NEW.tx_id) <> 2 * t.event_count
+    OR t.event_count <> (SELECT COUNT(*) FROM usage_event e WHERE e.tx_id = t.tx_id AND e.tenant_id = t.tenant_id
+      AND e.event_id >= t.first_event_id AND e.event_id < t.first_event_id + t.event_count)))
+BEGIN SELECT RAISE(ABORT, 'seal: a usage transaction must hold exactly its events'); END;
+CREATE TRIGGER watermark_forward BEFORE UPDATE ON watermark
+WHEN NEW.log_id <> OLD.log_id OR NEW.seq < OLD.seq OR NEW.served < OLD.served OR NEW.is_ended < OLD.is_ended
+BEGIN SELECT RAISE(ABORT, 'watermark: only moves forward'); END;
+CREATE TRIGGER watermark_kept BEFORE DELETE ON watermark
+BEGIN SELECT RAISE(ABORT, 'watermark: is never deleted'); END;
+"""
+
+
+def schema_sql() -> str:
+    """Every statement that makes an empty file a ledger."""
+    return _TABLES + _GUARDS + "".join(_append_only(table) for table in APPEND_ONLY)
+
+
+def _append_only(table: str) -> str:
+    return "".join(
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table}: append-only, {verb} is refused'); END;\n"
+        for verb in ("UPDATE", "DELETE")
+    )

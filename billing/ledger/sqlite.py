@@ -1,0 +1,175 @@
+"""Owns `SqliteLedger`: the ledger on one SQLite file, written by one process.
+
+Crash windows: everything of a batch is one SQLite transaction, so `kill -9` before COMMIT leaves nothing and after it
+everything; the caller acknowledges its logs only after `post` returned, so the batch is sent again and found to exist.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from billing import failpoint
+from billing.events import encode
+from billing.ledger.connect import lock_writer, open_writer, translated
+from billing.ledger.names import Names
+from billing.ledger.port import (
+    BATCH_EVENTS_MAX,
+    Batch,
+    Item,
+    LedgerError,
+    LedgerState,
+    Position,
+    PostReport,
+    PriceBookConflict,
+    Source,
+)
+from billing.ledger.posting import post_groups
+from billing.ledger.rules import GENESIS
+from billing.ledger.stored import find_event
+from billing.pricebook import decode_price_book, encode_price_book
+from billing.rating import PriceBook
+
+
+class SqliteLedger:
+    """The `Ledger` of `sqlite://`. Not thread-safe; holds the writer's lock until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock_fd: int | None = lock_writer(path)
+        try:
+            self._db = open_writer(path)
+        except BaseException:
+            self.close()
+            raise
+        self._names = Names(self._db)
+
+    def post(self, batch: Batch) -> PostReport:
+        if len(batch.posts) > BATCH_EVENTS_MAX:
+            raise LedgerError(f"a batch of {len(batch.posts)} events is over the limit of {BATCH_EVENTS_MAX}")
+        with translated("post"), self._transaction():
+            groups, conflicts = post_groups(self._db, self._names, batch)
+            quarantined = self._quarantine(batch, conflicts)
+            voided = self._void(batch)
+            self._advance(batch)
+        return PostReport(groups, sum(group.posted for group in groups), voided, quarantined)
+
+    def state(self) -> LedgerState:
+        with translated("state"):
+            positions = {
+                Source(instance, epoch): Position(seq, served, bool(is_ended))
+                for instance, epoch, seq, served, is_ended in self._db.execute(
+                    "SELECT instance, epoch, seq, served, is_ended FROM watermark JOIN log USING (log_id)"
+                )
+            }
+            totals = [
+                self._db.execute(f"SELECT COALESCE(MAX({column}), 0) FROM {table}").fetchone()[0]  # noqa: S608
+                for table, column in (
+                    ("usage_event", "event_id"),
+                    ("voided", "void_id"),
+                    ("quarantine", "quarantine_id"),
+                    ("seal", "tx_id"),
+                )
+            ]
+            head = self._db.execute("SELECT hash FROM seal ORDER BY tx_id DESC LIMIT 1").fetchone()
+        posted, voided, quarantined, transactions = totals
+        return LedgerState(positions, posted, voided, quarantined, transactions, head[0] if head else GENESIS)
+
+    def prices(self, book: PriceBook | None = None) -> dict[int, PriceBook]:
+        with translated("prices"):
+            known = dict(self._db.execute("SELECT version, json FROM price_book"))
+            if book is not None:
+                text = encode_price_book(book).decode()
+                if known.get(book.version, text) != text:
+                    raise PriceBookConflict(
+                        f"price book version {book.version} is already in use with other content; raise `version`"
+                    )
+                if book.version not in known:
+                    self._db.execute(
+                        "INSERT INTO price_book VALUES (?, ?, unixepoch() * 1000000000)",
+                        (book.version, text),
+                    )
+                    known[book.version] = text
+        return {version: decode_price_book(text) for version, text in known.items()}
+
+    def counts(self, windows: Sequence[tuple[str, int]]) -> list[int]:
+        with translated("counts"):
+            return [self._count(tenant, since_ns) for tenant, since_ns in windows]
+
+    def close(self) -> None:
+        if hasattr(self, "_db"):
+            self._db.close()
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            if failpoint.armed:
+                failpoint.hit("before_commit")
+            self._db.execute("COMMIT")
+        except BaseException:
+            # Ids given to names in this transaction are gone with it.
+            self._names.forget()
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    def _quarantine(self, batch: Batch, conflicts: Sequence[tuple[Item, str]]) -> int:
+        found = [*batch.rejected, *((item, "exists_with_different", field) for item, field in conflicts)]
+        return sum(
+            self._db.execute(
+                "INSERT INTO quarantine (log_id, seq, tenant, call_id, reason, field, quarantined_ns, payload)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (log_id, seq) DO NOTHING",
+                (self._names.log(source), seq, *_subject(item), reason, field, batch.now_ns, encode(served)),
+            ).rowcount
+            for item, reason, field in found
+            for source, seq, served in (item,)
+        )
+
+    def _void(self, batch: Batch) -> int:
+        """Record voids, except of calls already posted: their mark was seen and then lost with the power (R8)."""
+        voided = 0
+        for source, seq, served in batch.voids:
+            if find_event(self._db, served) is not None:
+                continue
+            voided += self._db.execute(
+                "INSERT INTO voided (log_id, seq, tenant, call_id, voided_ns, payload)"
+                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (log_id, seq) DO NOTHING",
+                (self._names.log(source), seq, served.tenant, served.call_id, batch.now_ns, encode(served)),
+            ).rowcount
+        return voided
+
+    def _advance(self, batch: Batch) -> None:
+        self._db.executemany(
+            "INSERT INTO watermark VALUES (?, ?, ?, ?, ?) ON CONFLICT (log_id) DO UPDATE SET"
+            " seq = excluded.seq, served = excluded.served, is_ended = excluded.is_ended,"
+            " updated_ns = excluded.updated_ns"
+            " WHERE excluded.seq > seq OR excluded.is_ended > is_ended",
+            [
+                (self._names.log(source), position.seq, position.served, position.is_ended, batch.now_ns)
+                for source, position in batch.positions.items()
+            ],
+        )
+
+    def _count(self, tenant: str, since_ns: int) -> int:
+        """Whole transactions by their index; events one by one only where a transaction straddles `since_ns`."""
+        whole, straddling = self._db.execute(_COUNT, {"tenant": tenant, "since": since_ns}).fetchone()
+        return int(whole) + int(straddling)
+
+
+_COUNT = """
+WITH t AS (SELECT tx_id, t_min_ns, ok_count FROM journal_tx
+           WHERE tenant_id = (SELECT tenant_id FROM tenant WHERE name = :tenant) AND t_max_ns >= :since)
+SELECT (SELECT COALESCE(SUM(ok_count), 0) FROM t WHERE t_min_ns >= :since),
+       (SELECT COUNT(*) FROM t JOIN journal_tx j USING (tx_id)
+          JOIN usage_event e ON e.event_id >= j.first_event_id AND e.event_id < j.first_event_id + j.event_count
+          JOIN facet f USING (facet_id)
+          WHERE t.t_min_ns < :since AND e.t_ns >= :since AND f.outcome = 0)
+"""
+
+
+def _subject(item: Item) -> tuple[str, bytes]:
+    return item[2].tenant, item[2].call_id

@@ -1,0 +1,326 @@
+"""HOT PATH. Owns header blocks (HPACK, RFC 7541): decoding with memory, encoding without state.
+
+We announce a table size of 0. Once the peer obeys (its first block after the acknowledgement begins with the table
+size update 0x20), a block means the same whenever it comes: `HeaderMemo` then maps the exact bytes of blocks, and of
+single fields, to what they say, for all connections of a process. Until then the `hpack` package keeps the full state.
+"""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import hpack
+from hpack.huffman_table import decode_huffman
+
+from gateway.wire.hpack_static import STATIC_NAME_INDEX, STATIC_PAIR_INDEX, STATIC_TABLE, STATIC_TABLE_LENGTH
+from gateway.wire.http2_fields import Field, field
+from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits
+
+_SIZE_UPDATE_ZERO: Final = 0x20
+_INTEGER_BYTES_MAX: Final = 5
+_ENTRY_OVERHEAD_BYTES: Final = 32
+_MEMO_BLOCK_BYTES_MAX: Final = 2048
+_MEMO_FIELD_BYTES_MAX: Final = 512
+
+
+class HeaderBlock:
+    """A decoded block, shared by all equal blocks: read-only but for its slots of derived values.
+
+    `list_bytes` is the size by RFC 9113 §6.5.2. `head` and `trailers` keep what the block says as either.
+    """
+
+    __slots__ = ("fields", "head", "list_bytes", "trailers")
+
+    def __init__(self, fields: list[Field], list_bytes: int) -> None:
+        self.fields = fields
+        self.list_bytes = list_bytes
+        self.head: Any = None
+        self.trailers: Any = None
+
+
+class HeaderMemo:
+    """Remembers stateless blocks and fields by their bytes, in two generations: the old one is forgotten as a whole.
+
+    Two generations keep the blocks in use while unique ones (trace ids) stream through.
+    """
+
+    __slots__ = ("_blocks_max", "_fields_max", "_old_blocks", "_old_fields", "blocks", "fields")
+
+    def __init__(self, blocks_max: int = 512, fields_max: int = 2048) -> None:
+        self._blocks_max = blocks_max
+        self._fields_max = fields_max
+        self.blocks: dict[bytes, HeaderBlock] = {}
+        self._old_blocks: dict[bytes, HeaderBlock] = {}
+        self.fields: dict[bytes, Field] = {}
+        self._old_fields: dict[bytes, Field] = {}
+
+    def find_old_block(self, raw: bytes) -> HeaderBlock | None:
+        found = self._old_blocks.get(raw)
+        if found is not None:
+            self.keep_block(raw, found)
+        return found
+
+    def keep_block(self, raw: bytes, block: HeaderBlock) -> None:
+        if len(raw) > _MEMO_BLOCK_BYTES_MAX:
+            return
+        if len(self.blocks) >= self._blocks_max:
+            self._old_blocks, self.blocks = self.blocks, {}
+        self.blocks[raw] = block
+
+    def find_field(self, raw: bytes) -> Field | None:
+        """A field not in `fields`, from the old generation."""
+        found = self._old_fields.get(raw)
+        if found is not None:
+            self.keep_field(raw, found)
+        return found
+
+    def keep_field(self, raw: bytes, value: Field) -> None:
+        if len(raw) > _MEMO_FIELD_BYTES_MAX:
+            return
+        if len(self.fields) >= self._fields_max:
+            self._old_fields, self.fields = self.fields, {}
+        self.fields[raw] = value
+
+
+_STATIC_FIELDS: Final[tuple[Field, ...]] = (field(b"", b""), *(field(*pair) for pair in STATIC_TABLE))
+
+
+def _corrupt(message: str) -> Http2Error:
+    return Http2Error(H2Code.COMPRESSION_ERROR, message)
+
+
+def _read_integer(raw: bytes, position: int, prefix: int) -> tuple[int, int]:
+    """(value, next position) of an integer whose prefix was all ones (RFC 7541 §5.1)."""
+    value = prefix
+    shift = 0
+    while True:
+        byte = raw[position]
+        position += 1
+        value += (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift >= 7 * _INTEGER_BYTES_MAX:
+            raise _corrupt("overlong integer in a header block")
+
+
+def _read_string(raw: bytes, position: int) -> tuple[bytes, int]:
+    """(text, next position) of a string literal (RFC 7541 §5.2). The caller has checked its bounds."""
+    first = raw[position]
+    length = first & 0x7F
+    position += 1
+    if length == 0x7F:
+        length, position = _read_integer(raw, position, 0x7F)
+    end = position + length
+    text = raw[position:end]
+    return (decode_huffman(text) if first & 0x80 else text), end
+
+
+def _skip_string(raw: bytes, position: int) -> int:
+    length = raw[position] & 0x7F
+    position += 1
+    if length == 0x7F:
+        length, position = _read_integer(raw, position, 0x7F)
+    return position + length
+
+
+def _decode_literal(raw: bytes) -> Field:
+    """One literal field, complete in `raw`; with a table of size 0 all three kinds of literal mean the same."""
+    mask = 0x3F if raw[0] >= 0x40 else 0x0F
+    index = raw[0] & mask
+    position = 1
+    if index == mask:
+        index, position = _read_integer(raw, 1, mask)
+    try:
+        if index:
+            name = STATIC_TABLE[index - 1][0]
+        else:
+            name, position = _read_string(raw, position)
+        return field(name, _read_string(raw, position)[0])
+    except hpack.HPACKError as error:
+        raise _corrupt("malformed Huffman code in a header block") from error
+
+
+class BlockDecoder:
+    """Decodes the blocks of one connection, in order. `memo` may be shared by all connections with equal limits."""
+
+    __slots__ = ("_block_hard_bytes_max", "_fields_hard_max", "_is_acknowledged", "_memo", "_stateful", "is_stateless")
+
+    def __init__(self, limits: Http2Limits, memo: HeaderMemo) -> None:
+        # Between one and two times the announced limit a request is answered 431; beyond, the connection ends.
+        self._block_hard_bytes_max = 2 * limits.header_list_bytes_max
+        self._fields_hard_max = 2 * limits.headers_max
+        self._memo = memo
+        self._stateful: hpack.Decoder | None = None
+        self._is_acknowledged = False
+        self.is_stateless = False
+
+    def on_acknowledged(self) -> None:
+        """The peer acknowledged our table size of 0."""
+        self._is_acknowledged = True
+
+    def decode(self, raw: bytes) -> HeaderBlock:
+        """The fields of a complete block. Raises Http2Error; the connection cannot go on then."""
+        if not self.is_stateless:
+            return self._decode_stateful(raw)
+        memo = self._memo
+        found = memo.blocks.get(raw)
+        if found is None:
+            found = memo.find_old_block(raw)
+            if found is None:
+                found = self._split(raw)
+                memo.keep_block(raw, found)
+        return found
+
+    def _decode_stateful(self, raw: bytes) -> HeaderBlock:
+        if self._is_acknowledged:
+            if raw[:1] and raw[0] & 0xE0 == _SIZE_UPDATE_ZERO:
+                if raw[0] != _SIZE_UPDATE_ZERO:
+                    raise _corrupt("table size update beyond the acknowledged maximum")
+                self.is_stateless = True
+                self._stateful = None
+                return self.decode(raw)
+            if self._stateful is not None and self._stateful.header_table.dynamic_entries:
+                # RFC 9113 §4.3.1: the table in use had to be reduced at the start of this block.
+                raise _corrupt("no table size update after the acknowledged reduction")
+        if self._stateful is None:
+            self._stateful = hpack.Decoder(self._block_hard_bytes_max)
+        try:
+            pairs = self._stateful.decode(raw, raw=True)
+        except hpack.OversizedHeaderListError as error:
+            raise Http2Error(H2Code.ENHANCE_YOUR_CALM, "header list too large") from error
+        except (hpack.HPACKError, IndexError) as error:
+            raise _corrupt("malformed header block") from error
+        self._check_count(len(pairs))
+        fields = [field(pair[0], pair[1]) for pair in pairs]
+        return HeaderBlock(fields, sum(len(n) + len(v) + _ENTRY_OVERHEAD_BYTES for (n, v), _ in fields))
+
+    def _check_count(self, count: int) -> None:
+        if count > self._fields_hard_max:
+            raise Http2Error(H2Code.ENHANCE_YOUR_CALM, "too many header fields")
+
+    def _split(self, raw: bytes) -> HeaderBlock:
+        """Decode a stateless block field by field, each remembered."""
+        fields: list[Field] = []
+        try:
+            self._split_into(fields, raw)
+        except IndexError:
+            raise _corrupt("truncated header block") from None
+        self._check_count(len(fields))
+        list_bytes = _ENTRY_OVERHEAD_BYTES * len(fields)
+        for (name, value), _ in fields:
+            list_bytes += len(name) + len(value)
+        if list_bytes > self._block_hard_bytes_max:
+            raise Http2Error(H2Code.ENHANCE_YOUR_CALM, "header list too large")
+        return HeaderBlock(fields, list_bytes)
+
+    def _split_into(self, fields: list[Field], raw: bytes) -> None:
+        size = len(raw)
+        memo = self._memo
+        position = 0
+        while position < size:
+            first = raw[position]
+            if first >= 0x80:
+                if not 0x80 < first <= 0x80 + STATIC_TABLE_LENGTH:
+                    raise _corrupt("index beyond the static table")
+                fields.append(_STATIC_FIELDS[first & 0x7F])
+                position += 1
+                continue
+            start = position
+            position += 1
+            if first < 0x40 and first & 0x20:
+                if first != _SIZE_UPDATE_ZERO or fields:
+                    raise _corrupt("misplaced or too large table size update")
+                continue
+            mask = 0x3F if first >= 0x40 else 0x0F
+            index = first & mask
+            if index == 0:
+                position = _skip_string(raw, position)
+            elif index == mask:
+                index, position = _read_integer(raw, position, mask)
+            if index > STATIC_TABLE_LENGTH:
+                raise _corrupt("index beyond the static table")
+            # `_skip_string`, inlined for values shorter than 127 bytes.
+            length = raw[position] & 0x7F
+            position = position + 1 + length if length != 0x7F else _skip_string(raw, position)
+            if position > size:
+                raise _corrupt("truncated header block")
+            part = raw[start:position]
+            found = memo.fields.get(part)
+            if found is None:
+                found = memo.find_field(part)
+                if found is None:
+                    found = _decode_literal(part)
+                    memo.keep_field(part, found)
+            fields.append(found)
+
+
+def encode_integer(value: int, prefix_bits: int, first_byte: int) -> bytes:
+    """An integer with `prefix_bits` low bits of its first byte (RFC 7541 §5.1)."""
+    mask = (1 << prefix_bits) - 1
+    if value < mask:
+        return bytes((first_byte | value,))
+    out = bytearray((first_byte | mask,))
+    value -= mask
+    while value >= 0x80:
+        out.append((value & 0x7F) | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _encode_string(text: bytes) -> bytes:
+    return encode_integer(len(text), 7, 0) + text
+
+
+#: Never indexed anywhere on the way (RFC 7541 §7.1.3).
+_SENSITIVE_NAMES: Final = frozenset({b"authorization", b"cookie", b"set-cookie", b"x-api-key"})
+_LENGTHS: Final = tuple(bytes((length,)) for length in range(0x7F))
+_NAMES_MAX: Final = 1024
+_BLOCKS_MAX: Final = 512
+
+
+class BlockEncoder:
+    """Encodes blocks that any decoder understands whatever its state: literals without indexing, static indices.
+
+    One per process or pool; remembers names, and whole blocks that are given as tuples (constants).
+    """
+
+    __slots__ = ("_blocks", "_names")
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, bytes] = {}
+        self._blocks: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+
+    def encode(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """The block of `headers`, whose names are lower-case. Allocates once for a list, never for a known tuple."""
+        if type(headers) is tuple:
+            block = self._blocks.get(headers)
+            if block is None:
+                block = b"".join([self.encode_field(name, value) for name, value in headers])
+                if len(self._blocks) >= _BLOCKS_MAX:
+                    self._blocks.clear()
+                self._blocks[headers] = block
+            return block
+        names = self._names
+        parts: list[bytes] = []
+        for name, value in headers:
+            parts.append(names.get(name) or self._name(name))
+            parts.append(_LENGTHS[len(value)] if len(value) < 0x7F else encode_integer(len(value), 7, 0))
+            parts.append(value)
+        return b"".join(parts)
+
+    def encode_field(self, name: bytes, value: bytes) -> bytes:
+        """One field; as an index where the static table has the pair."""
+        index = STATIC_PAIR_INDEX.get((name, value))
+        if index is not None:
+            return encode_integer(index, 7, 0x80)
+        return (self._names.get(name) or self._name(name)) + _encode_string(value)
+
+    def _name(self, name: bytes) -> bytes:
+        first_byte = 0x10 if name in _SENSITIVE_NAMES else 0x00
+        index = STATIC_NAME_INDEX.get(name)
+        encoded = encode_integer(index, 4, first_byte) if index else bytes((first_byte,)) + _encode_string(name)
+        if len(self._names) >= _NAMES_MAX:
+            self._names.clear()
+        self._names[name] = encoded
+        return encoded

@@ -1,0 +1,92 @@
+# One verb per task. `make run` and `make test` need only Python 3.11 and make; everything else is installed here.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
+ARGS ?=
+
+.PHONY: help run models stop test test-long check format bench bench-quick fuzz locks clean
+
+help:
+	@echo "make run [ARGS=--detach]  set up, build the showcase models, start, make real calls"
+	@echo "make stop                 end what 'make run ARGS=--detach' started"
+	@echo "make test                 set up everything and run the tests (CI runs this)"
+	@echo "make check                lint, format, types, import directions, container and unit files"
+	@echo "make bench                side-by-side benchmark; report in loadtests/reports/"
+	@echo "make test-long            200+ kills and other long suites, by hand"
+	@echo "make fuzz                 coverage-guided fuzzing of the parsers"
+
+# -- environments: a stamp per lock file, so a second call costs nothing --------------------------------------------
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 was not found: install it or pass PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11: pass PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: deploy/locks/run.lock pyproject.toml | $(BIN)/python
+	@echo "installing runtime packages (pinned by hash)"
+	@$(BIN)/python $(PIP) -r deploy/locks/run.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: deploy/locks/dev.lock $(VENV)/.run
+	@echo "installing test and check packages"
+	@$(BIN)/python $(PIP) -r deploy/locks/dev.lock
+	@touch $@
+
+$(VENV)/.bench: deploy/locks/bench.lock $(VENV)/.dev
+	@echo "installing benchmark packages"
+	@$(BIN)/python $(PIP) -r deploy/locks/bench.lock
+	@touch $@
+
+# Real peers, in environments of their own.
+.venvs/%/.done: deploy/locks/%.lock
+	@echo "installing $* for the tests"
+	@rm -rf .venvs/$*
+	@$(PYTHON) -m venv .venvs/$*
+	@.venvs/$*/bin/python $(PIP) -r deploy/locks/$*.lock
+	@touch $@
+
+models: $(VENV)/.run
+	@$(BIN)/python -m model_repo.build --into model_repo/models
+
+run: models
+	@$(BIN)/tollway demo $(ARGS)
+
+stop:
+	@if [ -x $(BIN)/tollway ]; then $(BIN)/tollway down $(ARGS); else echo "nothing is installed here"; fi
+
+test: $(VENV)/.dev .venvs/triton/.done .venvs/kserve/.done models
+	@sh loadtests/tools.sh --optional
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(VENV)/.dev models
+	@$(BIN)/python -m pytest -m long --override-ini addopts="--strict-config --strict-markers -ra" --timeout 7200 $(ARGS)
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@sh deploy/check.sh $(BIN)
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff check --fix --quiet .
+	@$(BIN)/ruff format .
+
+bench: $(VENV)/.bench models
+	@sh loadtests/tools.sh
+	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+bench-quick:
+	@$(MAKE) --no-print-directory bench ARGS=--quick
+
+fuzz: $(VENV)/.dev
+	@sh tests/fuzz/run.sh $(BIN) $(ARGS)
+
+# Needs uv; writes the pinned, hashed lock files anew.
+locks: $(VENV)/.run
+	@sh deploy/locks/lock.sh $(BIN)
+
+clean:
+	rm -rf $(VENV) .venvs .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache

@@ -48,15 +48,15 @@ class Books:
         """`find_fault`, after a second look at the snapshot when the price version is unknown."""
         fault = find_fault(served, self.raters)
         if fault is not None and fault.reason == UNKNOWN_PRICE_VERSION:
-            self.refresh(is_forced=True)
+            self.refresh()
             return find_fault(served, self.raters)
         return fault
 
-    def refresh(self, *, is_forced: bool = False) -> None:
+    def refresh(self) -> None:
         """Learn the published book if the snapshot changed. One stat when it did not. Raises LedgerUnavailable."""
         try:
             status = self._snapshot.stat()
-            if not is_forced and (status.st_mtime_ns, status.st_ino) == self._seen:
+            if (status.st_mtime_ns, status.st_ino) == self._seen:
                 return
             book = _decoder.decode(self._snapshot.read_bytes()).prices
             if book.version not in self.raters or self.raters[book.version].book != book:

@@ -133,7 +133,8 @@ class SqliteLedger:
         """Record voids, except of calls already posted: their mark was seen and then lost with the power (R8)."""
         voided = 0
         for source, seq, served in batch.voids:
-            if find_event(self._db, served) is not None:
+            stored = find_event(self._db, served)
+            if stored is not None and (stored.source, stored.seq) == (source, seq):
                 continue
             voided += self._db.execute(
                 "INSERT INTO voided (log_id, seq, tenant, call_id, voided_ns, payload)"

@@ -1,0 +1,1 @@
+"""Black-box measurements: starts processes by their commands, speaks over the network, imports nothing of ours."""

@@ -222,6 +222,8 @@ class EpochReader:
 
     def _finish(self, cursor: SegmentCursor) -> ReadResult | _Step:
         """The writer is dead and wrote no further frame: an end, unless something proves that records are missing."""
+        if _is_closed(self._last_payload):
+            return self._ended(torn_bytes=0)
         torn_bytes = 0
         later = [index for index in segment_indexes(self._disk.list_folder(self.folder)) if index > cursor.index]
         for index, raw in [(cursor.index, cursor.rest()), *((i, read_file(self._disk, self.folder, i)) for i in later)]:

@@ -164,6 +164,9 @@ def check_config(message: Any) -> ModelConfig:
     outputs = _tensors("output", message.output)
     steps = _steps(message, platform)
     if steps:
+        for spec in (*inputs, *outputs):
+            if spec.is_optional or spec.reshape is not None:
+                raise ConfigError(f"'{spec.name}': optional and reshape have no effect on an ensemble's own tensors")
         check_flow(steps, [spec.name for spec in inputs], [spec.name for spec in outputs])
     return ModelConfig(
         name=message.name,

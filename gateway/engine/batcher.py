@@ -1,0 +1,294 @@
+"""HOT PATH. Owns the works of one model version between arrival and answer: its queue, its slots, its timer.
+
+What leaves when is decided by `gateway.engine.plan`; this shell only acts on it. Woken by events: a work arrives or
+leaves, a slot becomes free, a wait or a deadline ends. Every work is resolved exactly once, or withdrawn.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from gateway.clock import Clock
+from gateway.engine.plan import Dispatch, PlanConfig, WaitUntil, plan
+from gateway.engine.runner import Executed, Runner
+from gateway.engine.statistics import Statistics
+from gateway.engine.work import Work, shares
+from gateway.errors import Code, TollwayError
+
+MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLimits:
+    """Bounds of one queue. `timeout_ns` 0: none but the caller's; a caller's own can only shorten it."""
+
+    requests_max: int = 4096
+    nbytes_max: int = 512 * MIB
+    timeout_ns: int = 0
+    is_timeout_overridable: bool = True
+
+
+class Place(Protocol):
+    """Where batches run."""
+
+    def slots(self) -> int:
+        """How many batches may run at once now; 0 while nothing can run."""
+
+    def is_short(self, rows: int) -> bool:
+        """Whether a batch of `rows` may run on the loop's thread."""
+
+    def executor(self) -> Executor:
+        """Where the others run."""
+
+
+class Batcher:
+    """The queue of one model version. All methods belong to the loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        config: PlanConfig,
+        limits: QueueLimits,
+        runner: Runner,
+        place: Place,
+        statistics: Statistics,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+    ) -> None:
+        self._model = model
+        self._config = config
+        self._limits = limits
+        self._runner = runner
+        self._place = place
+        self._statistics = statistics
+        self._loop = loop
+        self._clock = clock
+        self._now = clock.monotonic_ns
+        self._queue: list[Work] = []
+        self._nbytes = 0
+        self._running: list[list[Work]] = []
+        self._refusal: Callable[[], TollwayError] | None = None
+        self._is_pump_due = False
+        self._is_pumping = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ns = 0
+        #: Not later than any deadline in the queue or under way; 0: there is none. Worked out anew only when reached,
+        #: so that a queue of thousands is not searched for each work.
+        self._deadline_ns = 0
+
+    @property
+    def queued(self) -> int:
+        return len(self._queue)
+
+    @property
+    def running(self) -> int:
+        """Batches under way, those off the loop included."""
+        return len(self._running)
+
+    def submit(self, work: Work) -> None:
+        """Take a work; its fault (queue full, not ready, out of time) arrives by `work.fail`."""
+        now_ns = work.enqueued_ns = self._now()
+        if self._refusal is not None:
+            self._fail(work, self._refusal())
+            return
+        self._clamp(work, now_ns)
+        if not self._queue and not self._config.is_batching and self._place.is_short(work.rows):
+            self._run_here([work], now_ns)
+            return
+        if self._is_full(work):
+            self._fail(work, TollwayError(Code.QUEUE_FULL, f"the queue of model '{self._model}' is full"))
+            return
+        self._queue.append(work)
+        self._nbytes += work.nbytes
+        if work.deadline_ns:
+            self._deadline_ns = min(self._deadline_ns or work.deadline_ns, work.deadline_ns)
+        if self._config.is_batching:
+            self._pump_soon()
+        else:
+            self._pump()
+
+    def cancel(self, work: Work) -> None:
+        """Withdraw a work: it leaves the queue at once, or its result is dropped."""
+        if work.is_done:
+            return
+        work.withdraw()
+        if work in self._queue:
+            self._queue.remove(work)
+            self._nbytes -= work.nbytes
+            # A group may have lost what made it full; the next look decides with what is left.
+            self._pump_soon()
+
+    def close(self, refusal: Callable[[], TollwayError]) -> None:
+        """Refuse new works and those queued with `refusal()`; works that run finish."""
+        self._refusal = refusal
+        queue, self._queue = self._queue, []
+        self._nbytes = 0
+        for work in queue:
+            self._fail(work, refusal())
+        self._disarm()
+
+    def open(self) -> None:
+        """Take works again after `close`."""
+        self._refusal = None
+
+    def wake(self) -> None:
+        """The place has changed: slots may have become free."""
+        self._pump()
+
+    def _clamp(self, work: Work, now_ns: int) -> None:
+        limits = self._limits
+        bound_ns = limits.timeout_ns
+        if work.timeout_ns and limits.is_timeout_overridable:
+            bound_ns = min(bound_ns or work.timeout_ns, work.timeout_ns)
+        if bound_ns:
+            at_ns = now_ns + bound_ns
+            work.deadline_ns = min(work.deadline_ns or at_ns, at_ns)
+
+    def _is_full(self, work: Work) -> bool:
+        limits = self._limits
+        if len(self._queue) >= limits.requests_max:
+            return True
+        # One work larger than the bound may still wait alone, else it could never run.
+        return bool(self._queue) and self._nbytes + work.nbytes > limits.nbytes_max
+
+    def _pump_soon(self) -> None:
+        """Look after this turn of the loop, so that works that arrive in one turn share a batch."""
+        if not self._is_pump_due:
+            self._is_pump_due = True
+            self._loop.call_soon(self._pump_due)
+
+    def _pump_due(self) -> None:
+        self._is_pump_due = False
+        self._pump()
+
+    def _pump(self) -> None:
+        # Callbacks of a work that ran here may submit or cancel others: they find the loop below still running.
+        if self._is_pumping:
+            return
+        self._is_pumping = True
+        try:
+            wake_ns = self._dispatch()
+        finally:
+            self._is_pumping = False
+        deadline_ns = self._deadline_ns if self._queue or self._running else 0
+        self._arm(min(wake_ns or deadline_ns, deadline_ns or wake_ns))
+
+    def _dispatch(self) -> int:
+        """Start all that can start; returns the instant of the next look, 0 if only an event can change anything."""
+        while True:
+            now_ns = self._now()
+            if 0 < self._deadline_ns <= now_ns:
+                self._expire(now_ns)
+            if len(self._running) >= self._place.slots():
+                return 0
+            decision = plan(self._queue, now_ns, self._config)
+            if isinstance(decision, Dispatch):
+                self._start(self._take(decision.positions), now_ns)
+            elif isinstance(decision, WaitUntil):
+                return decision.at_ns
+            else:
+                return 0
+
+    def _take(self, positions: tuple[int, ...]) -> list[Work]:
+        queue = self._queue
+        batch = [queue[position] for position in positions]
+        if positions[-1] == len(positions) - 1:
+            del queue[: len(positions)]
+        else:
+            for position in reversed(positions):
+                del queue[position]
+        for work in batch:
+            self._nbytes -= work.nbytes
+        return batch
+
+    def _start(self, batch: list[Work], now_ns: int) -> None:
+        rows = sum(work.rows for work in batch)
+        if self._place.is_short(rows):
+            self._run_here(batch, now_ns)
+            return
+        for work in batch:
+            work.queue_ns = now_ns - work.enqueued_ns
+        self._running.append(batch)
+        future = self._place.executor().submit(
+            self._runner.run, [work.feeds for work in batch], [work.rows for work in batch]
+        )
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._on_ran, batch, done))
+
+    def _run_here(self, batch: list[Work], now_ns: int) -> None:
+        for work in batch:
+            work.queue_ns = now_ns - work.enqueued_ns
+        executed = self._runner.run([work.feeds for work in batch], [work.rows for work in batch])
+        self._settle(batch, executed)
+
+    def _on_ran(self, batch: list[Work], future: "Future[Executed]") -> None:
+        self._running.remove(batch)
+        try:
+            executed = future.result()
+        except Exception:
+            # A defect of ours: the works get their answer before the loop's handler reports it.
+            for work in batch:
+                self._fail(work, TollwayError(Code.INTERNAL, "internal error"))
+            raise
+        finally:
+            if not self._is_pump_due:
+                self._pump_soon()
+        self._settle(batch, executed)
+
+    def _settle(self, batch: list[Work], executed: Executed) -> None:
+        """Give each work its result and its exact share of the device's time."""
+        rows = [work.rows for work in batch]
+        statistics = self._statistics
+        statistics.on_batch(sum(rows), executed.input_ns, executed.infer_ns, executed.output_ns)
+        now_ns = self._now()
+        statistics.last_wall_ms = self._clock.wall_ns() // 1_000_000
+        for work, result, share_ns in zip(batch, executed.results, shares(executed.infer_ns, rows), strict=True):
+            work.compute_ns += share_ns
+            if work.is_done:
+                continue
+            if isinstance(result, TollwayError):
+                statistics.on_fail(now_ns - work.enqueued_ns)
+                work.fail(result)
+            else:
+                statistics.on_success(now_ns - work.enqueued_ns, work.queue_ns)
+                work.resolve(result)
+
+    def _expire(self, now_ns: int) -> None:
+        """Fail what is out of time; a batch that runs goes on for the others, and drops this work's result."""
+        waiting = [work for work in self._queue if not 0 < work.deadline_ns <= now_ns]
+        expired = [work for work in self._queue if 0 < work.deadline_ns <= now_ns]
+        running = [work for batch in self._running for work in batch if not work.is_done]
+        self._queue = waiting
+        self._nbytes -= sum(work.nbytes for work in expired)
+        expired += [work for work in running if 0 < work.deadline_ns <= now_ns]
+        left = [work.deadline_ns for work in waiting + running if work.deadline_ns > now_ns]
+        self._deadline_ns = min(left, default=0)
+        for work in expired:
+            self._fail(work, TollwayError(Code.DEADLINE_EXCEEDED, f"out of time at model '{self._model}'"))
+
+    def _fail(self, work: Work, error: TollwayError) -> None:
+        if not work.is_done:
+            self._statistics.on_fail(self._now() - work.enqueued_ns)
+            work.fail(error)
+
+    def _arm(self, at_ns: int) -> None:
+        if at_ns == self._timer_ns and at_ns:
+            return
+        self._disarm()
+        if at_ns:
+            self._timer_ns = at_ns
+            delay_s = max(at_ns - self._now(), 0) / 1e9
+            self._timer = self._loop.call_later(delay_s, self._on_timer)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_ns = 0
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_ns = 0
+        self._pump()

@@ -1,0 +1,102 @@
+"""HOT PATH. Owns running a batch: joins the works' tensors, runs the model, splits and checks what it returned.
+
+`run` blocks and is called on the loop's thread (short models) or on a pool's; it touches nothing shared.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gateway.clock import Clock
+from gateway.engine.interface import Interface
+from gateway.engine.tensors import Array
+from gateway.engine.work import Feeds
+from gateway.errors import Code, TollwayError
+
+
+class Runtime(Protocol):
+    """A loaded model that runs tensors. Thread-safe."""
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        """Block until the outputs are there, in the order of the configuration; the caller owns them.
+
+        Raises:
+            TollwayError: backend_fault, where the model failed.
+        """
+
+    def close(self) -> None:
+        """Give the memory back. Idempotent; no `run` is under way."""
+
+
+class Executed:
+    """What became of a batch: one list of outputs or one fault per work, and where the time went."""
+
+    __slots__ = ("infer_ns", "input_ns", "output_ns", "results")
+
+    def __init__(
+        self, results: Sequence[list[Array] | TollwayError], input_ns: int, infer_ns: int, output_ns: int
+    ) -> None:
+        self.results = results
+        self.input_ns = input_ns
+        self.infer_ns = infer_ns
+        self.output_ns = output_ns
+
+
+class Runner(Protocol):
+    """Runs batches of one model version."""
+
+    def run(self, feeds: list[Feeds], rows: list[int]) -> Executed:
+        """Block until the batch has run. Never raises a model's fault: it is a result of each work."""
+
+    def close(self) -> None: ...
+
+
+class TensorRunner:
+    """Runs a batch as one tensor per input, the works' rows behind one another."""
+
+    def __init__(self, runtime: Runtime, interface: Interface, clock: Clock) -> None:
+        self._runtime = runtime
+        self._interface = interface
+        self._now = clock.monotonic_ns
+
+    def run(self, feeds: list[Feeds], rows: list[int]) -> Executed:
+        now = self._now
+        begun_ns = now()
+        merged = feeds[0] if len(feeds) == 1 else _join(feeds)
+        fed_ns = now()
+        try:
+            outputs = self._runtime.run(merged)
+        except TollwayError as error:
+            done_ns = now()
+            return Executed([error] * len(feeds), fed_ns - begun_ns, done_ns - fed_ns, 0)
+        done_ns = now()
+        results = self._split(outputs, rows)
+        return Executed(results, fed_ns - begun_ns, done_ns - fed_ns, now() - done_ns)
+
+    def _split(self, outputs: list[Array], rows: list[int]) -> Sequence[list[Array] | TollwayError]:
+        interface = self._interface
+        if not interface.has_batch_axis:
+            return [outputs]
+        total = sum(rows)
+        for spec, output in zip(interface.outputs, outputs, strict=True):
+            if not output.ndim or output.shape[0] != total:
+                # The rows cannot be told apart: nobody gets another's answer, the whole batch fails.
+                shape = list(output.shape)
+                fault = f"model '{interface.model}' returned output '{spec.name}' of shape {shape} for {total} rows"
+                return [TollwayError(Code.BACKEND_FAULT, fault)] * len(rows)
+        if len(rows) == 1:
+            return [outputs]
+        results = []
+        begin = 0
+        for count in rows:
+            results.append([output[begin : begin + count] for output in outputs])
+            begin += count
+        return results
+
+    def close(self) -> None:
+        self._runtime.close()
+
+
+def _join(feeds: list[Feeds]) -> Feeds:
+    return {name: np.concatenate([own[name] for own in feeds]) for name in feeds[0]}

@@ -1,0 +1,111 @@
+"""HOT PATH. Owns `Work`: one inference asked of one model version, resolved exactly once or withdrawn.
+
+No future and no task per inference: whoever asks gives two callbacks, called on the loop's thread.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from gateway.engine.tensors import Array
+from gateway.errors import TollwayError
+
+#: Tensors by name, as the model itself sees them.
+Feeds = Mapping[str, Array]
+#: Called with the outputs in the order of the model's configuration.
+OnResult = Callable[["Work", list[Array]], None]
+OnError = Callable[["Work", TollwayError], None]
+
+
+class Work:
+    """Tensors for one model version, and what became of them.
+
+    `feeds`: name → array with `rows` as first axis (models with a batch axis). `signature` equals only for works that
+    may share a batch. `deadline_ns` is monotonic, 0 for none; `timeout_ns` is the caller's bound on queueing.
+    `compute_ns` is this work's exact share of the device time of its batch, `queue_ns` its wait before it ran.
+    """
+
+    __slots__ = (
+        "compute_ns",
+        "deadline_ns",
+        "enqueued_ns",
+        "feeds",
+        "is_done",
+        "nbytes",
+        "on_error",
+        "on_result",
+        "owner",
+        "queue_ns",
+        "rows",
+        "signature",
+        "timeout_ns",
+    )
+
+    def __init__(
+        self,
+        feeds: Feeds,
+        on_result: OnResult,
+        on_error: OnError,
+        *,
+        rows: int = 1,
+        signature: Any = None,
+        deadline_ns: int = 0,
+        timeout_ns: int = 0,
+        nbytes: int = 0,
+    ) -> None:
+        self.feeds = feeds
+        self.on_result = on_result
+        self.on_error = on_error
+        self.rows = rows
+        self.signature = signature
+        self.deadline_ns = deadline_ns
+        self.timeout_ns = timeout_ns
+        self.nbytes = nbytes
+        self.enqueued_ns = 0
+        self.queue_ns = 0
+        self.compute_ns = 0
+        self.is_done = False
+        #: Free for whoever runs the work (the ensemble keeps its progress here).
+        self.owner: Any = None
+
+    def resolve(self, outputs: list[Array]) -> None:
+        """Hand over the outputs, unless the work is already resolved, failed or withdrawn."""
+        if not self.is_done:
+            self.is_done = True
+            self.on_result(self, outputs)
+
+    def fail(self, error: TollwayError) -> None:
+        """Hand over the fault, unless the work is already resolved, failed or withdrawn."""
+        if not self.is_done:
+            self.is_done = True
+            self.on_error(self, error)
+
+    def withdraw(self) -> None:
+        """The caller is gone: neither callback is called any more."""
+        self.is_done = True
+
+
+class Servable(Protocol):
+    """What runs works: a model version with its batcher, or an ensemble of them."""
+
+    def submit(self, work: Work) -> None:
+        """Take a work; it is resolved later or before this returns. Never raises a client's fault: `work.fail` does."""
+
+    def cancel(self, work: Work) -> None:
+        """Withdraw a work: it leaves its queue at once; if it runs, its result is dropped."""
+
+
+def shares(total: int, weights: list[int]) -> list[int]:
+    """Split `total` by `weights` into integers that sum exactly to it (largest remainder; ties to the first).
+
+    Weights are positive. MONEY.md I23: the shares of a batch sum exactly to its device time.
+    """
+    if len(weights) == 1:
+        return [total]
+    whole = sum(weights)
+    parts = [total * weight // whole for weight in weights]
+    left = total - sum(parts)
+    if left:
+        order = sorted(range(len(weights)), key=lambda index: -(total * weights[index] % whole))
+        for index in order[:left]:
+            parts[index] += 1
+    return parts

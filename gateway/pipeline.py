@@ -31,7 +31,7 @@ from gateway.metering.log import UsageLog
 from gateway.monitoring.call_log import LINE, CallLog
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
-from gateway.net.exchange import Exchange, Upstream
+from gateway.net.exchange import POOL_FULL, Exchange, Upstream
 from gateway.quota.store import Decision, Grant, QuotaStore
 from gateway.replies import GRPC_TYPE, JSON_TYPE, ChargeTexts, refuse, server_timing
 from gateway.routing.router import Endpoint, Router
@@ -488,7 +488,9 @@ class LiveCall:
         self.upstream = None
         endpoint = self.endpoint
         assert endpoint is not None
-        if not is_sent:
+        if reason is POOL_FULL:
+            self.refuse(Refusal(code=Code.QUEUE_FULL, message=reason, retry_after_ms=1000))
+        elif not is_sent:
             self.gateway.router.note_connect_failure(endpoint, reason)
             message = f"the backend of model '{self.model}' is not available now"
             self.refuse(Refusal(code=Code.BACKEND_UNAVAILABLE, message=message, retry_after_ms=1000))

@@ -12,11 +12,12 @@ Rules for both directions
 * Back-pressure: the consumer calls `pause()`/`resume()`; the producer is told `on_writable` when its peer drained.
 """
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.call import Data, Headers, RequestHead
 
 __all__ = [
+    "POOL_FULL",
     "Application",
     "Data",
     "Exchange",
@@ -26,6 +27,10 @@ __all__ = [
     "UpstreamListener",
     "UpstreamPool",
 ]
+
+
+#: The reason by which a pool says that the endpoint is well but no connection is free.
+POOL_FULL: Final = "too many calls wait for a backend connection"
 
 
 class Exchange(Protocol):

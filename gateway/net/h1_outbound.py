@@ -10,7 +10,7 @@ from typing import Final
 
 from gateway.call import Data, Headers
 from gateway.net.address import Address, open_connection
-from gateway.net.exchange import UpstreamListener
+from gateway.net.exchange import POOL_FULL, UpstreamListener
 from gateway.settings import Limits
 from gateway.wire.http1 import HEAD_END, Http1Error, ResponseHead, encode_fields, parse_response_head
 from gateway.wire.http1_body import BodyReader
@@ -329,7 +329,7 @@ class H1UpstreamPool:
     def _wait_for_connection(self, request: H1Request) -> None:
         limit = self.limits.upstream_connections_max
         if self._is_closed or len(self._waiting) >= 2 * limit:
-            reason = "pool is closed" if self._is_closed else "too many calls wait for a backend connection"
+            reason = "pool is closed" if self._is_closed else POOL_FULL
             self.loop.call_soon(lambda: request.fail(is_sent=False, reason=reason))
             return
         self._waiting.append(request)

@@ -9,7 +9,7 @@ import msgspec
 from billing.events import RECORD_VERSION, Closed, Record, decode
 from billing.usagelog.batch import Batch, Damaged, EpochEnded, ReadResult
 from billing.usagelog.disk import Disk
-from billing.usagelog.framing import FrameCodec, Header, HeaderState, Stop, decode_header
+from billing.usagelog.framing import FrameCodec, Header, Stop, decode_header
 from billing.usagelog.segment import LOCK_NAME, SegmentCursor, read_file, read_header, segment_indexes, segment_name
 
 CodecFor = Callable[[str, int], FrameCodec]
@@ -90,51 +90,52 @@ class EpochReader:
     def _start(self) -> ReadResult | _Step:
         """Open the segment that holds the record behind the position, if the epoch has begun."""
         headers = self._begun_headers()
-        if isinstance(headers, Damaged):
-            return headers
         if not headers:
-            return self._wait_or(lambda: self._ended(torn_bytes=0))
+            return self._judge_first()
         wanted = self.delivered_seq + 1
-        if self._is_owner and self._position is not None and headers[0].first_seq > wanted:
-            return self._damaged(
-                wanted, segment_name(headers[0].segment_index), 0, "the records before this segment are gone"
-            )
+        if self._is_owner and headers[0].first_seq > wanted:
+            name = segment_name(headers[0].segment_index)
+            return self._damaged(wanted, name, 0, f"the records before this segment's {headers[0].first_seq} are gone")
         start = ([header for header in headers if header.first_seq <= wanted] or headers[:1])[-1]
-        self.segments = [
-            (header.segment_index, header.first_seq) for header in headers if header.segment_index < start.segment_index
-        ]
-        self._enter(start)
-        return _Step.AGAIN
+        earlier = [header for header in headers if header.segment_index < start.segment_index]
+        self.segments = [(header.segment_index, header.first_seq) for header in earlier]
+        return self._enter(start)
 
-    def _begun_headers(self) -> list[Header] | Damaged:
+    def _begun_headers(self) -> list[Header]:
         """Headers from the first segment there up to the first that is not begun."""
         headers: list[Header] = []
         for index in segment_indexes(self._disk.list_folder(self.folder)):
             header = read_header(self._disk, self.folder, index)
-            if not isinstance(header, Header):
-                # The first segment is begun durably before its epoch is published; a successor is judged in _at_tail.
-                if header is HeaderState.BAD and not headers:
-                    return self._damaged(self.delivered_seq + 1, segment_name(index), 0, "bad segment header")
+            is_next = not headers or index == headers[-1].segment_index + 1
+            if not (is_next and isinstance(header, Header) and self._is_ours(header, index)):
                 break
-            problem = self._problem(header, index)
-            if problem is not None:
-                return self._damaged(header.first_seq, segment_name(index), 0, problem)
             headers.append(header)
         return headers
 
-    def _problem(self, header: Header, index: int) -> str | None:
-        if (header.instance, header.epoch, header.segment_index) != (self.instance, self.epoch, index):
-            return f"this is segment {header.segment_index} of {header.instance}/{header.epoch}"
-        if header.record_version > RECORD_VERSION:
-            return f"record version {header.record_version} is newer than this reader's {RECORD_VERSION}"
-        return None
+    def _judge_first(self) -> ReadResult | _Step:
+        """The first segment there has no header of ours."""
+        first = segment_indexes(self._disk.list_folder(self.folder))[:1]
+        if first == [1]:
+            # Segment 1 is begun durably before its epoch is published.
+            return self._damaged(self.delivered_seq + 1, segment_name(1), 0, "segment 1 has lost its header")
+        # Segments before it were read, acknowledged and removed; a power cut may then have torn this one.
+        self._next_seq = self.delivered_seq + 1
+        return self._wait_or(self._finish)
 
-    def _enter(self, header: Header) -> None:
+    def _is_ours(self, header: Header, index: int) -> bool:
+        """False for what a recycled file held before: as a successor it has not been begun."""
+        return (header.instance, header.epoch, header.segment_index) == (self.instance, self.epoch, index)
+
+    def _enter(self, header: Header) -> Damaged | _Step:
+        if header.record_version > RECORD_VERSION:
+            reason = f"record version {header.record_version} is newer than this reader's {RECORD_VERSION}"
+            return self._damaged(header.first_seq, segment_name(header.segment_index), 0, reason)
         before, self._cursor = self._cursor, SegmentCursor(self._disk, self.folder, header, self._codec)
         if before is not None:
             before.close()
         self._next_seq = header.first_seq
         self.segments.append((header.segment_index, header.first_seq))
+        return _Step.AGAIN
 
     # Delivering
 
@@ -169,23 +170,23 @@ class EpochReader:
     def _at_tail(self, cursor: SegmentCursor, stop: Stop | None) -> ReadResult | _Step:
         """No frame here: go on to the next segment, wait for the writer, or end."""
         successor = self._find_successor(cursor.index)
-        if isinstance(successor, Header):
+        if successor is not None:
             return self._go_on(cursor, successor)
-        if stop is Stop.BAD:
-            damage = self._find_damage(cursor, cursor.rest(), cursor.name)
-            if damage is not None:
-                return damage
-        return self._wait_or(lambda: self._finish(cursor))
+        if stop is Stop.BAD and self._codec.find_proof(cursor.rest(), 0, self._next_seq) is not None:
+            # A living writer may have completed the record and written the proof between two pages of our read.
+            return _Step.AGAIN if cursor.peek(self._next_seq, 1)[0] else self._lost(cursor, cursor.name)
+        return self._wait_or(self._finish)
 
-    def _find_successor(self, index: int) -> Header | HeaderState:
-        """The next segment's header; for a reader that is not the owner, of the next one that the owner has left."""
+    def _find_successor(self, index: int) -> Header | None:
+        """The next segment's header if it is begun; a reader that is not the owner takes the next one that is left."""
+        later = index + 1
         if not self._is_owner:
-            for later in segment_indexes(self._disk.list_folder(self.folder)):
-                if later > index:
-                    return read_header(self._disk, self.folder, later)
-        return read_header(self._disk, self.folder, index + 1)
+            left = segment_indexes(self._disk.list_folder(self.folder))
+            later = next((found for found in left if found > index), later)
+        header = read_header(self._disk, self.folder, later)
+        return header if isinstance(header, Header) and self._is_ours(header, later) else None
 
-    def _wait_or(self, finish: Callable[[], ReadResult | _Step]) -> ReadResult | _Step:
+    def _wait_or(self, finish: Callable[[], ReadResult]) -> ReadResult | _Step:
         if self._is_dead:
             return finish()
         if self.is_live():
@@ -195,46 +196,39 @@ class EpochReader:
         return _Step.AGAIN
 
     def _go_on(self, cursor: SegmentCursor, successor: Header) -> ReadResult | _Step:
-        index = successor.segment_index if not self._is_owner else cursor.index + 1
-        problem = self._problem(successor, index)
-        is_next = successor.first_seq == self._next_seq or index > cursor.index + 1
-        if problem is None and is_next:
-            self._enter(successor)
-            return _Step.AGAIN
+        if successor.first_seq == self._next_seq or successor.segment_index > cursor.index + 1:
+            return self._enter(successor)
         # The writer may have filled this segment and gone on since we looked at it.
         if cursor.peek(self._next_seq, 1)[0]:
             return _Step.AGAIN
         # A segment is synced before its successor is begun, so these records were durable.
-        reason = (
-            problem
-            or f"records are missing before segment {successor.segment_index}, which begins with {successor.first_seq}"
-        )
-        return self._damaged(self._next_seq, cursor.name, cursor.offset, reason)
+        return self._lost(cursor, segment_name(successor.segment_index))
 
-    def _find_damage(self, cursor: SegmentCursor, raw: bytes, name: str) -> Damaged | None:
-        """Damage, if a frame in `raw` proves that the record we cannot read had been durable."""
-        place = self._codec.find_proof(raw, 0, self._next_seq)
-        # A living writer may have completed the record and written the proof between two pages of our read.
-        if place is None or cursor.peek(self._next_seq, 1)[0]:
-            return None
-        reason = f"bad record; a valid one {place} bytes on in {name} says that it had been durable"
-        return self._damaged(self._next_seq, cursor.name, cursor.offset, reason)
-
-    def _finish(self, cursor: SegmentCursor) -> ReadResult | _Step:
+    def _finish(self) -> ReadResult:
         """The writer is dead and wrote no further frame: an end, unless something proves that records are missing."""
         if _is_closed(self._last_payload):
             return self._ended(torn_bytes=0)
+        cursor = self._cursor
+        here = cursor.index if cursor is not None else 0
         torn_bytes = 0
-        later = [index for index in segment_indexes(self._disk.list_folder(self.folder)) if index > cursor.index]
-        for index, raw in [(cursor.index, cursor.rest()), *((i, read_file(self._disk, self.folder, i)) for i in later)]:
-            damage = self._find_damage(cursor, raw, segment_name(index))
-            if damage is None and index > cursor.index and isinstance(decode_header(raw), Header):
-                reason = f"records are missing before segment {index}"
-                damage = self._damaged(self._next_seq, cursor.name, cursor.offset, reason)
-            if damage is not None:
-                return damage
+        for index in segment_indexes(self._disk.list_folder(self.folder)):
+            if index < here:
+                continue
+            is_here = cursor is not None and index == here
+            raw = cursor.rest() if cursor is not None and is_here else read_file(self._disk, self.folder, index)
+            is_begun = not is_here and self._is_begun(raw, index)
+            if is_begun or self._codec.find_proof(raw, 0, self._next_seq) is not None:
+                return self._lost(cursor, segment_name(index))
             torn_bytes += len(raw.rstrip(b"\0"))
         return self._ended(torn_bytes=torn_bytes)
+
+    def _lost(self, cursor: SegmentCursor | None, witness: str) -> Damaged:
+        name, offset = (cursor.name, cursor.offset) if cursor is not None else (witness, 0)
+        return self._damaged(self._next_seq, name, offset, f"unreadable, but {witness} proves that it had been durable")
+
+    def _is_begun(self, raw: bytes, index: int) -> bool:
+        header = decode_header(raw)
+        return isinstance(header, Header) and self._is_ours(header, index)
 
     def _ended(self, *, torn_bytes: int) -> EpochEnded:
         self.close()

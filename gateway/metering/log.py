@@ -74,7 +74,7 @@ class UsageLog:
         self._is_handover_due = False
         self._is_timer_armed = False
         self._is_recording = True
-        self._is_closing = False
+        self.is_closing = False
         self._is_ended = False
         self._on_closed: list[Callable[[], object]] = []
 
@@ -163,7 +163,7 @@ class UsageLog:
     def start_close(self, on_closed: Callable[[], object]) -> None:
         """What `close` does, without waiting: `on_closed` is called on the loop when the epoch is released."""
         self.is_accepting = False
-        self._is_closing = True
+        self.is_closing = True
         if self._is_ended:
             self._call_soon(on_closed)
             return
@@ -235,7 +235,7 @@ class UsageLog:
     def _judge_accepting(self) -> None:
         self.is_accepting = (
             self._is_recording
-            and not self._is_closing
+            and not self.is_closing
             and self.trouble is None
             and self._next_seq - 1 - self.durable_seq < self._records_max
             and self._unsynced_bytes < self._bytes_max
@@ -252,7 +252,7 @@ class UsageLog:
 
     def _finish_if_drained(self) -> None:
         """While closing: once nobody waits any more, hand over the last marks and `Closed`."""
-        if self._is_closing and self._is_recording and self.durable_seq >= self._last_record_seq:
+        if self.is_closing and self._is_recording and self.durable_seq >= self._last_record_seq:
             self._append_mark(encode(Closed(t_ns=self._clock.wall_ns())))
             self._hand_over()
             self._is_recording = False

@@ -18,13 +18,15 @@ from gateway.engine.work import Work, shares
 from gateway.errors import Code, TollwayError
 
 MIB: Final = 1 << 20
+#: Where a model's configuration names no bound of its own.
+QUEUE_REQUESTS_MAX: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLimits:
     """Bounds of one queue. `timeout_ns` 0: none but the caller's; a caller's own can only shorten it."""
 
-    requests_max: int = 4096
+    requests_max: int = QUEUE_REQUESTS_MAX
     nbytes_max: int = 512 * MIB
     timeout_ns: int = 0
     is_timeout_overridable: bool = True

@@ -1,0 +1,40 @@
+"""Owns what the models of one engine share: loop, clock, threads, and which Python code may run."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.clock import Clock
+from gateway.engine.python_process import DEFAULT_LIMITS, PythonLimits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """`threads` is the size of `pool`; `python_allowed` are resolved folders of repositories."""
+
+    loop: asyncio.AbstractEventLoop
+    pool: ThreadPoolExecutor
+    threads: int
+    clock: Clock
+    python_allowed: tuple[Path, ...] = ()
+    python_limits: PythonLimits = DEFAULT_LIMITS
+    intra_op_threads: int = 1
+
+
+class PoolPlace:
+    """The shared thread pool; batches of up to `short_rows` run on the loop's thread instead."""
+
+    def __init__(self, pool: ThreadPoolExecutor, slots: int, short_rows: int) -> None:
+        self._pool = pool
+        self._slots = slots
+        self._short_rows = short_rows
+
+    def slots(self) -> int:
+        return self._slots
+
+    def is_short(self, rows: int) -> bool:
+        return rows <= self._short_rows
+
+    def executor(self) -> ThreadPoolExecutor:
+        return self._pool

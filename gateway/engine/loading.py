@@ -1,0 +1,235 @@
+"""Owns bringing one model version up: reads its files off the loop, warms it up, and wires runner, place and queue."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from gateway.engine.batcher import QUEUE_REQUESTS_MAX, Batcher, Place, QueueLimits
+from gateway.engine.ensemble import Ensemble, Step
+from gateway.engine.host import Host, PoolPlace
+from gateway.engine.interface import Accepted, Interface
+from gateway.engine.messages import message_json
+from gateway.engine.plan import PlanConfig
+from gateway.engine.python_model import PythonModel
+from gateway.engine.python_process import PythonLimits, PythonProcess
+from gateway.engine.runner import Runner, TensorRunner
+from gateway.engine.runtimes.onnx import load_onnx
+from gateway.engine.statistics import Statistics
+from gateway.engine.tensors import Array
+from gateway.engine.warmup import measure_short_rows, run_warmups, warmup_sample
+from gateway.engine.work import Servable, Work
+from gateway.errors import TollwayError
+from model_repo.config import ModelConfig
+from model_repo.ensembles import EnsembleStep
+from model_repo.errors import RepositoryError
+from model_repo.repository import ModelFolder, find_member
+
+#: Parameters of config.pbtxt that this engine reads itself.
+CALL_MS: Final = "tollway_call_ms_max"
+MEMORY_BYTES: Final = "tollway_memory_bytes_max"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What is to be loaded: one version of a model on disk."""
+
+    folder: ModelFolder
+    config: ModelConfig
+    number: int
+    interface: Interface
+    statistics: Statistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A version that runs. `close` gives back what it holds; no work is under way then."""
+
+    servable: Servable
+    close: Callable[[], Awaitable[None]]
+    batcher: Batcher | None = None
+    python: PythonModel | None = None
+
+
+async def load_onnx_version(source: Source, host: Host) -> Loaded:
+    """Raises: RepositoryError: the file is missing or does not fit, or a warm-up fails."""
+    config = source.config
+    path = _file(source)
+    runtime = await host.loop.run_in_executor(host.pool, lambda: load_onnx(path, config, threads=host.intra_op_threads))
+    runner = TensorRunner(runtime, source.interface, host.clock)
+    short_rows = await host.loop.run_in_executor(host.pool, _warm_up, runner, source)
+    place = PoolPlace(host.pool, config.instances or host.threads, short_rows)
+
+    async def close() -> None:
+        runner.close()
+
+    batcher = _batcher(source, runner, place, host)
+    return Loaded(servable=batcher, batcher=batcher, close=close)
+
+
+def _warm_up(runner: Runner, source: Source) -> int:
+    run_warmups(runner, source.interface, source.config, source.folder)
+    return measure_short_rows(runner, source.interface)
+
+
+async def load_python_version(source: Source, host: Host) -> Loaded:
+    """Raises: RepositoryError: not allowed here, does not start, or a warm-up fails."""
+    config = source.config
+    folder = source.folder.path.resolve()
+    if not any(folder.is_relative_to(allowed) for allowed in host.python_allowed):
+        raise RepositoryError("backend 'python': this repository is not listed in python_models_allowed")
+    path = _file(source)
+    limits = python_limits(config, host.python_limits)
+    arguments = {
+        "model_config": json.dumps(message_json(config.message)),
+        "model_instance_kind": "CPU",
+        "model_instance_device_id": "0",
+        "model_instance_name": f"{config.name}_0",
+        "model_repository": str(folder),
+        "model_version": str(source.number),
+        "model_name": config.name,
+    }
+    python = PythonModel(
+        lambda: PythonProcess(path, arguments, source.interface, limits),
+        source.interface,
+        config.instances or 1,
+        host.loop,
+        host.clock,
+    )
+    await python.start()
+    batcher = _batcher(source, python, python, host)
+    loaded = Loaded(servable=batcher, batcher=batcher, python=python, close=python.aclose)
+    try:
+        await host.loop.run_in_executor(python.executor(), run_warmups, python, source.interface, config, source.folder)
+    except RepositoryError:
+        await python.aclose()
+        raise
+    return loaded
+
+
+def python_limits(config: ModelConfig, default: PythonLimits) -> PythonLimits:
+    """The model's own bounds from its parameters; the memory bound can only be lowered.
+
+    Raises:
+        RepositoryError: a parameter is no positive number.
+    """
+    call_ms = _positive(config, CALL_MS)
+    memory = _positive(config, MEMORY_BYTES)
+    highest = default.memory_bytes_max
+    return PythonLimits(
+        memory_bytes_max=min(memory, highest or memory) if memory else highest,
+        call_s=call_ms / 1000 if call_ms else default.call_s,
+        start_s=default.start_s,
+    )
+
+
+def _positive(config: ModelConfig, name: str) -> int:
+    text = config.parameters.get(name)
+    if text is None:
+        return 0
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 1 << 53):
+        raise RepositoryError(f"parameters.{name}: '{text}' is no positive whole number")
+    return int(text)
+
+
+async def load_ensemble_version(
+    source: Source, host: Host, find_step: Callable[[EnsembleStep], tuple[Interface, Servable]]
+) -> Loaded:
+    """Raises: RepositoryError: a step is missing, not ready or does not fit, or a warm-up fails."""
+    steps = [Step(step, *find_step(step)) for step in source.config.steps]
+    check_steps(source.config, steps)
+    ensemble = Ensemble(source.interface, steps, source.statistics, host.clock)
+    for warmup in source.config.warmups:
+        for _ in range(warmup.runs):
+            await _run_once(ensemble, source, warmup_sample(warmup, source.interface, source.folder), host)
+    return Loaded(servable=ensemble, close=_nothing)
+
+
+async def _run_once(ensemble: Ensemble, source: Source, accepted: Accepted, host: Host) -> None:
+    done: asyncio.Future[None] = host.loop.create_future()
+
+    def on_result(work: Work, outputs: list[Array]) -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def on_error(work: Work, error: TollwayError) -> None:
+        if not done.done():
+            done.set_exception(RepositoryError(f"model_warmup failed: {error.message}"))
+
+    work = Work(accepted.feeds, on_result, on_error, rows=accepted.rows, signature=accepted.signature)
+    ensemble.submit(work)
+    try:
+        await done
+    finally:
+        ensemble.cancel(work)
+
+
+def check_steps(config: ModelConfig, steps: Sequence[Step]) -> None:
+    """The tensors that steps name exist, are all fed, and have one type wherever they appear.
+
+    Raises:
+        RepositoryError: names the step and the tensor.
+    """
+    types = {spec.name: spec.datatype for spec in config.inputs}
+    wanted = [(spec.name, spec.datatype, "the ensemble's output") for spec in config.outputs]
+    for step in steps:
+        inputs = {spec.name: spec for spec in step.interface.inputs}
+        outputs = {spec.name: spec for spec in step.interface.outputs}
+        where = f"ensemble step '{step.config.model}'"
+        for name in (*step.config.inputs, *step.config.outputs):
+            if name not in inputs and name not in outputs:
+                raise RepositoryError(f"{where}: its model has no tensor '{name}'")
+        for name, spec in inputs.items():
+            if name in step.config.inputs:
+                wanted.append((step.config.inputs[name], spec.datatype, f"{where}, input '{name}'"))
+            elif not spec.is_optional:
+                raise RepositoryError(f"{where}: its input '{name}' is not mapped")
+        for name, tensor in step.config.outputs.items():
+            if name not in outputs:
+                raise RepositoryError(f"{where}: its model has no output '{name}'")
+            types[tensor] = outputs[name].datatype
+    for tensor, datatype, where in wanted:
+        if types[tensor] != datatype:
+            raise RepositoryError(f"{where}: tensor '{tensor}' is {types[tensor]}, not {datatype}")
+
+
+def _file(source: Source) -> Path:
+    version = str(source.number)
+    path = find_member(source.folder, version, source.config.model_filename)
+    if path is None:
+        raise RepositoryError(f"{version}/{source.config.model_filename}: missing")
+    return path
+
+
+def _batcher(source: Source, runner: Runner, place: Place, host: Host) -> Batcher:
+    config = source.config
+    batching = config.batching
+    plan_config = PlanConfig(is_batching=False)
+    if batching is not None:
+        plan_config = PlanConfig(
+            is_batching=True,
+            rows_max=config.batch_rows_max,
+            preferred_rows=batching.preferred_rows,
+            delay_ns_max=batching.delay_ns_max,
+        )
+    limits = QueueLimits(
+        requests_max=config.queue.requests_max or QUEUE_REQUESTS_MAX,
+        timeout_ns=config.queue.timeout_ns,
+        is_timeout_overridable=config.queue.is_timeout_overridable,
+    )
+    return Batcher(
+        model=config.name,
+        config=plan_config,
+        limits=limits,
+        runner=runner,
+        place=place,
+        statistics=source.statistics,
+        loop=host.loop,
+        clock=host.clock,
+    )
+
+
+async def _nothing() -> None:
+    """An ensemble holds nothing of its own."""

@@ -1,0 +1,166 @@
+"""Owns the models of an engine: finds them in their repositories, loads them, and looks them up by name and version."""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.engine.host import Host
+from gateway.engine.model import ModelVersion, State
+from gateway.errors import Code, TollwayError
+from model_repo.config import ModelConfig, parse_config
+from model_repo.ensembles import EnsembleStep
+from model_repo.errors import RepositoryError
+from model_repo.repository import ModelFolder, read_config, scan_repository
+
+_LOG: Final = logging.getLogger("tollway.engine")
+
+
+class Registry:
+    """Model versions by name and number, and what could not become one."""
+
+    def __init__(self, repositories: Iterable[Path], host: Host) -> None:
+        self._repositories = tuple(repositories)
+        self._host = host
+        self._models: dict[str, dict[int, ModelVersion]] = {}
+        #: Name → why there is no version of it.
+        self._refused: dict[str, str] = {}
+        self._is_loaded = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Loading has ended, there is a model, and none has failed to load or to warm up.
+
+        A step that restarts makes its own model not ready, not the engine: one caller's poison must not take every
+        model from everyone.
+        """
+        versions = list(self.versions())
+        return (
+            self._is_loaded
+            and bool(versions)
+            and not self._refused
+            and all(version.state is State.READY for version in versions)
+        )
+
+    def versions(self) -> Iterable[ModelVersion]:
+        """All versions, by name and ascending number."""
+        for _, versions in sorted(self._models.items()):
+            yield from (version for _, version in sorted(versions.items()))
+
+    def versions_of(self, name: str) -> list[ModelVersion]:
+        """Ascending.
+
+        Raises:
+            TollwayError: model_not_found.
+        """
+        versions = self._models.get(name)
+        if versions is None:
+            raise TollwayError(Code.MODEL_NOT_FOUND, f"model '{name[:200]}' is not found")
+        return [version for _, version in sorted(versions.items())]
+
+    def get(self, name: str, version: str = "") -> ModelVersion:
+        """A version, ready or not; without a number the latest ready one, or the latest.
+
+        Raises:
+            TollwayError: model_not_found, version_not_found.
+        """
+        versions = self._models.get(name)
+        if versions is None:
+            raise TollwayError(Code.MODEL_NOT_FOUND, f"model '{name[:200]}' is not found")
+        if version:
+            found = versions.get(int(version)) if version.isascii() and version.isdigit() else None
+            if found is None:
+                raise TollwayError(Code.VERSION_NOT_FOUND, f"model '{name}' has no version '{version[:40]}'")
+            return found
+        if not versions:
+            raise TollwayError(Code.VERSION_NOT_FOUND, f"model '{name}' has no version: {self._refused.get(name, '')}")
+        ready = [number for number, candidate in versions.items() if candidate.is_ready]
+        return versions[max(ready or versions)]
+
+    def index(self) -> list[dict[str, str]]:
+        """Triton's repository index."""
+        rows = [
+            {"name": version.name, "version": version.version, "state": version.state.value, "reason": version.reason}
+            for version in self.versions()
+        ]
+        rows += [
+            {"name": name, "version": "", "state": State.UNAVAILABLE.value, "reason": reason}
+            for name, reason in sorted(self._refused.items())
+        ]
+        return rows
+
+    async def load(self) -> None:
+        """Scan and load everything; returns when each version is READY or UNAVAILABLE.
+
+        Raises:
+            RepositoryError: a repository itself cannot be read.
+        """
+        for root in self._repositories:
+            scan = await self._host.loop.run_in_executor(self._host.pool, scan_repository, root)
+            self._refused.update(scan.refused)
+            for folder in scan.models:
+                await self._add(folder)
+        await self._load_all()
+        self._is_loaded = True
+        for row in self.index():
+            log = _LOG.info if row["state"] == State.READY else _LOG.error
+            log("model name=%s version=%s state=%s reason=%s", *row.values())
+
+    async def _add(self, folder: ModelFolder) -> None:
+        if folder.name in self._models:
+            self._refused[folder.name] = "is in two repositories; the first one's is served"
+            return
+        self._models[folder.name] = {}
+        try:
+            config = await self._host.loop.run_in_executor(self._host.pool, _read, folder)
+            numbers = config.versions.choose(folder.versions)
+            if not numbers:
+                raise RepositoryError("has no version folder, such as '1'")
+        except RepositoryError as error:
+            self._refused[folder.name] = str(error)
+            return
+        self._models[folder.name] = {number: ModelVersion(folder, config, number) for number in numbers}
+
+    async def _load_all(self) -> None:
+        """Models first, side by side; then ensembles, each after the ensembles it is made of."""
+        versions = list(self.versions())
+        plain = [version for version in versions if version.config.platform != "ensemble"]
+        async with asyncio.TaskGroup() as group:
+            for version in plain:
+                group.create_task(version.load(self._host, self._find_step), name=f"load {version.name}")
+        waiting = [version for version in versions if version.config.platform == "ensemble"]
+        while waiting:
+            names = {version.name for version in waiting}
+            next_round = [
+                version for version in waiting if not names.intersection(step.model for step in version.config.steps)
+            ]
+            if not next_round:
+                for version in waiting:
+                    version.state = State.UNAVAILABLE
+                    version.reason = "ensemble_scheduling: ensembles that contain each other"
+                return
+            for version in next_round:
+                await version.load(self._host, self._find_step)
+                waiting.remove(version)
+
+    def _find_step(self, step: EnsembleStep) -> ModelVersion:
+        try:
+            return self.get(step.model, "" if step.version < 0 else str(step.version))
+        except TollwayError as error:
+            raise RepositoryError(f"ensemble step '{step.model}': {error.message}") from error
+
+    async def unload(self) -> None:
+        """Give everything back; the caller has waited for works under way."""
+        self._is_loaded = False
+        for version in self.versions():
+            await version.unload()
+
+
+def _read(folder: ModelFolder) -> ModelConfig:
+    return parse_config(read_config(folder), name=folder.name)
+
+
+def model_stats(versions: Iterable[ModelVersion]) -> dict[str, Any]:
+    """Triton's statistics extension."""
+    return {"model_stats": [version.statistics.as_json(version.name, version.version) for version in versions]}

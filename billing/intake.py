@@ -10,7 +10,6 @@ One `Intake` per meter process; state is rebuilt from the logs above the waterma
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
 
 from billing.events import Closed, Ended, Record, Sent, Served
 from billing.judge import Verdict
@@ -114,13 +113,16 @@ class Intake:
         self._touched.add(source)
 
     def take_batches(self, judge: Judge, now_ns: int) -> list[Batch]:
-        """Everything decided since the last call, as batches to post in order; empty when nothing changed.
+        """Everything decided since the last call, as batches to post in order; empty when nothing was.
 
-        Only the last batch carries watermarks: a crash between two batches sends the earlier ones again, never skips.
+        Records that only wait and marks that decide nothing are worth no commit: they move the watermark with the next
+        decision. Only the last batch carries watermarks: a crash between two batches sends the earlier ones again.
         """
         posts, rejected = self._judge(judge)
+        is_ended = any(self._logs[source].is_ended for source in self._touched)
+        if not (posts or rejected or self._voids or is_ended):
+            return []
         touched = {source: self._logs[source].position() for source in self._touched}
-        # Marks alone move the watermark as well, but only their log's deletion waits for it.
         last = Batch(
             posts=posts[-(len(posts) % BATCH_EVENTS_MAX or BATCH_EVENTS_MAX) :],
             rejected=rejected,
@@ -131,22 +133,18 @@ class Intake:
         )
         whole = len(posts) - len(last.posts)
         batches = [
-            Batch(posts=list(islice(posts, at, at + BATCH_EVENTS_MAX)), endings=self._endings, now_ns=now_ns)
+            Batch(posts=posts[at : at + BATCH_EVENTS_MAX], endings=self._endings, now_ns=now_ns)
             for at in range(0, whole, BATCH_EVENTS_MAX)
         ]
-        is_changed = bool(touched)
         self._ready, self._voids, self._endings, self._touched = [], [], {}, set()
         for source in [source for source, position in touched.items() if position.is_ended]:
             self._known[source] = touched[source]
             del self._logs[source]
-        return [*batches, last] if is_changed else []
+        return [*batches, last]
 
     def pending(self) -> list[Served]:
         """Served records that wait for their terminal mark."""
         return [served for log in self._logs.values() for served in log.pending.values()]
-
-    def pending_count(self) -> int:
-        return sum(len(log.pending) for log in self._logs.values())
 
     def _log(self, source: Source) -> LogPairing:
         log = self._logs.get(source)

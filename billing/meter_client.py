@@ -1,7 +1,8 @@
 """Owns the meter's question-and-answer framing (u32 little-endian length, then msgpack) and its blocking client.
 
 Requests: {"op": "counts", "windows": [[tenant, since_ns], ...]} → {"counts": [...]}; {"op": "status"} → figures;
-{"op": "flush"} → {"posted": n} once everything readable at that time is posted. A refusal is {"error": {code, message}}.
+{"op": "flush"} → {"posted": n} once everything readable at that time is posted. Refusal: {"error": {code, message}}.
+{"op": "add_prices", "book": {...}} → {"version": n}.
 """
 
 import socket

@@ -1,7 +1,8 @@
 """Owns the re-verification of a ledger from genesis: chain, Merkle roots, entries against events, prices again.
 
 Nothing stored is believed that can be computed: roots from events, lines from charges, charges from units and the
-pinned price book, heads from all of it (I7, I8, I9, I16). Short queries by transaction, so that the meter can commit between.
+pinned price book, heads from all of it (I7, I8, I9, I16). Short queries by transaction, so that the meter can commit
+in between.
 """
 
 import sqlite3
@@ -174,4 +175,6 @@ SELECT t.tx_id, kind, name, posted_ns, first_event_id, event_count, ok_count, t_
        merkle_root, hash
 FROM journal_tx t JOIN tenant USING (tenant_id) LEFT JOIN seal s ON s.tx_id = t.tx_id WHERE t.tx_id = ?
 """
-_LINES = "SELECT name, currency, amount_nanos, calls FROM entry JOIN account USING (account_id) WHERE tx_id = ? ORDER BY line"
+_LINES = """
+SELECT name, currency, amount_nanos, calls FROM entry JOIN account USING (account_id) WHERE tx_id = ? ORDER BY line
+"""

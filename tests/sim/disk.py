@@ -55,6 +55,8 @@ class SimDisk:
         self.eio_in = 0
         #: Crash within the nth next changing call; 0: never.
         self.crash_in = 0
+        #: How many fdatasync calls were made.
+        self.syncs = 0
         self._sync = sync
         self._handles: dict[int, tuple[Path, SimFile]] = {}
         self._locks: dict[int, Path] = {}
@@ -156,6 +158,7 @@ class SimDisk:
 
     def fdatasync(self, handle: int) -> None:
         file = self._handles[handle][1]
+        self.syncs += 1
         self._maybe_fail()
         if self._change():
             for sector in sorted(file.dirty):

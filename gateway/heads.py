@@ -11,9 +11,9 @@ from typing import Final
 from gateway.auth.credential import extract_credential
 from gateway.call import Headers, RequestHead
 from gateway.errors import Code, Refusal
-from gateway.wire.grpc import parse_timeout_ns
+from gateway.wire.grpc import try_timeout_ns
 from gateway.wire.http1 import encode_fields
-from gateway.wire.oip_peek import TargetError, parse_target
+from gateway.wire.oip_target import METHODS, Verb, parse_target
 
 
 class Kind(IntEnum):
@@ -40,17 +40,17 @@ _RPCS: Final = {
     _SERVICE + b"ModelStatistics": Kind.MODEL_READ,
     _SERVICE + b"ModelInfer": Kind.INFER,
 }
-#: REST route kind → (our kind, allowed methods).
-_ROUTES: Final = {
-    "live": (Kind.LIVE, (b"GET", b"HEAD")),
-    "ready": (Kind.READY, (b"GET", b"HEAD")),
-    "server": (Kind.SERVER_READ, (b"GET",)),
-    "index": (Kind.SERVER_READ, (b"POST",)),
-    "model": (Kind.MODEL_READ, (b"GET",)),
-    "model_ready": (Kind.MODEL_READ, (b"GET",)),
-    "config": (Kind.MODEL_READ, (b"GET",)),
-    "stats": (Kind.MODEL_READ, (b"GET",)),
-    "infer": (Kind.INFER, (b"POST",)),
+#: What is served of REST; the other verbs are known and answered 501.
+_VERBS: Final = {
+    Verb.SERVER_LIVE: Kind.LIVE,
+    Verb.SERVER_READY: Kind.READY,
+    Verb.SERVER_METADATA: Kind.SERVER_READ,
+    Verb.REPOSITORY_INDEX: Kind.SERVER_READ,
+    Verb.MODEL_METADATA: Kind.MODEL_READ,
+    Verb.MODEL_READY: Kind.MODEL_READ,
+    Verb.MODEL_CONFIG: Kind.MODEL_READ,
+    Verb.MODEL_STATS: Kind.MODEL_READ,
+    Verb.MODEL_INFER: Kind.INFER,
 }
 _CREDENTIAL_NAMES: Final = frozenset({b"authorization", b"x-api-key", b"apikey", b"x-apig-appcode"})
 #: Never forwarded as they came: rewritten, answered by us, or ours alone.
@@ -81,7 +81,8 @@ class HeadFacts:
         "forward",
         "forward_lines",
         "grpc_encoding",
-        "is_model_restrictable",
+        "is_encoded",
+        "json_length",
         "kind",
         "model",
         "refusal",
@@ -105,6 +106,9 @@ class HeadFacts:
         self.trace_flags = b"00"
         self.timeout_ns = 0
         self.grpc_encoding = b"identity"
+        self.is_encoded = False
+        #: `Inference-Header-Content-Length` as it came.
+        self.json_length: bytes | None = None
 
 
 def facts_of(head: RequestHead) -> HeadFacts:
@@ -133,15 +137,14 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
         if head.method != b"POST":
             return Refusal(code=Code.METHOD_NOT_ALLOWED, message="gRPC calls are POST")
         return None
-    try:
-        route = parse_target(head.target)
-    except TargetError as error:
-        return Refusal(code=Code.BAD_REQUEST, message=str(error))
-    found = _ROUTES.get(route.kind) if route is not None else None
-    if route is None or found is None:
-        return Refusal(code=Code.NOT_FOUND, message="Not Found: no such path")
-    facts.kind, methods = found
-    facts.model, facts.version = route.model, route.version
+    route = parse_target(head.target)
+    if isinstance(route, Refusal):
+        return route
+    kind = _VERBS.get(route.verb)
+    if kind is None:
+        return Refusal(code=Code.NOT_IMPLEMENTED, message=f"{route.verb.value} is not served yet")
+    facts.kind, facts.model, facts.version = kind, route.model, route.version
+    methods = METHODS[route.verb]
     if head.method not in methods:
         allow = b", ".join(methods)
         return Refusal(
@@ -152,20 +155,28 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
     return None
 
 
+def _read_encoding(head: RequestHead, facts: HeadFacts, name: bytes, value: bytes) -> Refusal | None:
+    """Note how the body is encoded; refuse what no backend of ours could read."""
+    if name == b"inference-header-content-length":
+        facts.json_length = value
+    elif name == b"content-encoding" and not head.is_grpc:
+        facts.is_encoded = value.strip().lower() != b"identity"
+        if value.strip().lower() not in _ENCODINGS:
+            message = "Content-Encoding is not supported: use gzip, deflate or none"
+            return Refusal(code=Code.UNSUPPORTED_ENCODING, message=message)
+    elif name == b"grpc-encoding" and head.is_grpc:
+        facts.grpc_encoding = value
+        if value not in _ENCODINGS:
+            return Refusal(code=Code.UNSUPPORTED_ENCODING, message="grpc-encoding: use gzip, deflate or identity")
+    return None
+
+
 def _read_field(head: RequestHead, facts: HeadFacts, name: bytes, value: bytes) -> Refusal | None:
     """Note one header field and whether it is forwarded."""
     if name not in _OWN_NAMES and name not in _CREDENTIAL_NAMES and not name.startswith((b"tollway-", b"x-tollway-")):
         facts.forward.append((name, value))
-        if name == b"content-encoding" and not head.is_grpc and value.strip().lower() not in _ENCODINGS:
-            return Refusal(
-                code=Code.UNSUPPORTED_ENCODING,
-                message="Content-Encoding is not supported: use gzip, deflate or none",
-            )
-        if name == b"grpc-encoding":
-            facts.grpc_encoding = value
-            if head.is_grpc and value not in _ENCODINGS:
-                return Refusal(code=Code.UNSUPPORTED_ENCODING, message="grpc-encoding: use gzip, deflate or identity")
-    elif name in (b"x-request-id", b"triton-request-id"):
+        return _read_encoding(head, facts, name, value)
+    if name in (b"x-request-id", b"triton-request-id"):
         if _REQUEST_ID.match(value):
             facts.request_id = facts.request_id or value
     elif name == b"traceparent":
@@ -179,7 +190,7 @@ def _read_field(head: RequestHead, facts: HeadFacts, name: bytes, value: bytes) 
             message="Idempotency-Key is not supported yet: leave it out; each call is then billed on its own",
         )
     elif name == b"grpc-timeout" and head.is_grpc:
-        timeout_ns = parse_timeout_ns(value)
+        timeout_ns = try_timeout_ns(value)
         if timeout_ns is None:
             return Refusal(code=Code.BAD_REQUEST, message="malformed grpc-timeout")
         facts.timeout_ns = max(timeout_ns, 1)

@@ -35,13 +35,13 @@ from gateway.net.exchange import POOL_FULL, Exchange, Upstream
 from gateway.quota.store import Decision, Grant, QuotaStore
 from gateway.replies import GRPC_TYPE, JSON_TYPE, ChargeTexts, refuse, server_timing
 from gateway.routing.router import Endpoint, Router
+from gateway.rows import RowPeek, row_peek_of
 from gateway.settings import Limits
 from gateway.wire.grpc import format_timeout
-from gateway.wire.http2_codes import ErrorCode
-from gateway.wire.oip_peek import GrpcPeek, PeekError
+from gateway.wire.http2_frames import H2Code
+from gateway.wire.oip_peek import GrpcPeek
+from gateway.wire.protobuf_peek import Peeked
 
-_H2_CANCEL: Final = 0x8
-_NO_HEADERS: Final[tuple[tuple[bytes, bytes], ...]] = ()
 _ANONYMOUS: Final = "-"
 
 
@@ -209,6 +209,7 @@ class LiveCall:
         "reply_status",
         "reply_trailers",
         "request_bytes",
+        "row_peek",
         "rows",
         "stage",
         "status",
@@ -230,6 +231,7 @@ class LiveCall:
         self.grant: Grant | None = None
         self.upstream: Upstream | None = None
         self.peek: GrpcPeek | None = None
+        self.row_peek: RowPeek | None = None
         self.deadline: asyncio.TimerHandle | None = None
         #: Request bytes that wait for a decision, a model name or a connection.
         self.held_request: list[bytes] = []
@@ -271,7 +273,7 @@ class LiveCall:
             self.principal = principal
         if self.exchange.head.is_grpc and facts.kind >= Kind.MODEL_READ:
             self.stage = Stage.PEEKING
-            self.peek = GrpcPeek(facts.grpc_encoding, gateway.limits.grpc_message_bytes_max)
+            self.peek = GrpcPeek(gateway.limits.grpc_message_bytes_max, facts.grpc_encoding)
         else:
             self.decide()
 
@@ -295,7 +297,35 @@ class LiveCall:
             self.refuse(endpoint)
             return
         self.endpoint = endpoint
-        if not is_infer or principal is None or gateway.quota is None:
+        if is_infer and not endpoint.is_trusted and principal is not None and not self._can_measure(principal):
+            return
+        self.admit()
+
+    def _can_measure(self, principal: Principal) -> bool:
+        """On a backend whose counts are not believed: count ourselves what is sold. False: refused, or not in yet."""
+        price = self.gateway.policy.rater.price_of(self.model)
+        if principal.plan.pricing != "priced":
+            return True
+        if price.per_compute_ms_nanos:
+            message = "this model is priced by compute time, which its backend does not report"
+            self.refuse(Refusal(code=Code.METERING_UNAVAILABLE, message=message))
+            return False
+        if not price.per_row_nanos or self.exchange.head.is_grpc:
+            return True
+        peek = row_peek_of(self.facts.json_length, is_encoded=self.facts.is_encoded)
+        if isinstance(peek, Refusal):
+            self.refuse(peek)
+            return False
+        self.stage = Stage.PEEKING
+        self.row_peek = peek
+        return False
+
+    def admit(self) -> None:
+        """Ask for the limits' permission; the answer may come at once or later."""
+        gateway, principal, endpoint = self.gateway, self.principal, self.endpoint
+        assert endpoint is not None
+        self.stage = Stage.DECIDING
+        if self.facts.kind is not Kind.INFER or principal is None or gateway.quota is None:
             self.forward(endpoint)
             return
         decision = gateway.quota.admit(principal.tenant, principal.plan, self.on_decision)
@@ -364,7 +394,10 @@ class LiveCall:
         if self.request_bytes > self.gateway.limits.body_bytes_max:
             self.refuse(_too_large(self.gateway.limits.body_bytes_max))
             return
-        if self.peek is not None and not self._peek(data):
+        peek = self.peek
+        if peek is not None and peek.feed(data) is Peeked.FAULT:
+            # What is authorised must be what runs: a second or late name ends the call (DATAPATH.md).
+            self.refuse(Refusal(code=peek.code, message=peek.fault))
             return
         upstream = self.upstream
         if upstream is not None and self.stage is Stage.FORWARDING:
@@ -374,34 +407,40 @@ class LiveCall:
         elif self.stage <= Stage.DECIDING:
             self.held_request.append(data if isinstance(data, bytes) else bytes(data))
             self._buffer(size)
-            if self.buffered_bytes > self.gateway.limits.stream_buffer_bytes_max and self.peek is None:
+            if self.buffered_bytes > self.gateway.limits.stream_buffer_bytes_max and self.stage is Stage.DECIDING:
                 self.exchange.pause()
-        if self.stage is Stage.PEEKING and self.peek is not None and self.peek.is_named:
-            self.model, self.version = self.peek.model, self.peek.version
-            self.decide()
+        if self.stage is Stage.PEEKING:
+            if self.row_peek is not None:
+                self._take_rows(self.row_peek.feed(data), self.row_peek)
+            elif peek is not None and peek.state is Peeked.READY:
+                self._take_name(peek)
 
-    def _peek(self, data: Data) -> bool:
-        """Follow a gRPC message's first fields. What is authorised must be what runs: a later name ends the call."""
-        peek = self.peek
-        assert peek is not None
+    def _take_rows(self, verdict: bool | Refusal, row_peek: RowPeek) -> None:
+        """The JSON part is in, wrong, or not complete yet."""
+        if isinstance(verdict, Refusal):
+            self.refuse(verdict)
+        elif verdict:
+            self.rows = row_peek.rows
+            self.admit()
+
+    def _take_name(self, peek: GrpcPeek) -> None:
+        """The message named its model: decide. Names are UTF-8 by protobuf's rule."""
         try:
-            peek.feed(data)
-        except PeekError as error:
-            self.refuse(Refusal(code=error.code, message=str(error)))
-            return False
-        return True
+            self.model, self.version = peek.model.decode("utf-8"), peek.version.decode("utf-8")
+        except UnicodeDecodeError:
+            self.refuse(Refusal(code=Code.BAD_REQUEST, message="model_name is not UTF-8"))
+            return
+        self.decide()
 
     def on_request_end(self) -> None:
         self.is_request_ended = True
-        if self.stage is Stage.PEEKING and self.peek is not None:
-            # A message without a name, or an incomplete one: the backend's own answer for model "" is an error too.
-            try:
-                self.peek.finish()
-            except PeekError as error:
-                self.refuse(Refusal(code=error.code, message=str(error)))
-                return
-            self.model, self.version = self.peek.model, self.peek.version
-            self.decide()
+        peek = self.peek
+        if peek is not None and self.stage < Stage.RECORDING and peek.end() is Peeked.FAULT:
+            self.refuse(Refusal(code=peek.code, message=peek.fault))
+        elif self.stage is Stage.PEEKING and self.row_peek is not None:
+            self._take_rows(self.row_peek.finish(), self.row_peek)
+        elif self.stage is Stage.PEEKING and peek is not None:
+            self._take_name(peek)
         elif self.upstream is not None and self.stage is Stage.FORWARDING:
             self.upstream.send_end()
 
@@ -413,7 +452,7 @@ class LiveCall:
         endpoint = self.endpoint
         assert endpoint is not None
         if self.peek is not None and not endpoint.is_trusted:
-            self.rows = self.peek.rows
+            self.rows = max(1, self.peek.rows)
         kept = self.reply_headers
         for pair in headers:
             name = pair[0]
@@ -612,7 +651,7 @@ class LiveCall:
         self.code = refusal.code
         self._cancel_upstream()
         if self.is_streaming:
-            self.exchange.abort(ErrorCode.INTERNAL_ERROR)
+            self.exchange.abort(H2Code.INTERNAL_ERROR)
         else:
             identity = self._identity()
             self.status = refuse(self.exchange, refusal, identity, format_call_id(self.call_id))

@@ -6,7 +6,7 @@ from billing.events import Reason
 from gateway.call import Headers
 from gateway.errors import Code, Refusal
 from gateway.net.exchange import Exchange
-from gateway.wire.grpc import refusal_trailers
+from gateway.wire.grpc import status_trailers
 from gateway.wire.status import STATUS, oip_error_body
 
 JSON_TYPE: Final = (b"content-type", b"application/json")
@@ -20,13 +20,14 @@ def refuse(exchange: Exchange, refusal: Refusal, identity: Headers, call_id: str
     """Answer with `refusal` in the exchange's own protocol. Returns the HTTP status (gRPC: 200)."""
     status, grpc_status = STATUS[refusal.code]
     extra = list(refusal.headers) + identity
+    if exchange.head.is_grpc:
+        extra.append((b"tollway-code", refusal.code.value.encode()))
+        trailers = status_trailers(grpc_status, refusal.message, extra, retry_after_ms=refusal.retry_after_ms)
+        exchange.reply(200, [GRPC_TYPE], b"", trailers)
+        return 200
     if refusal.retry_after_ms is not None:
         # Whole seconds, rounded up: never earlier than the limit's own reset.
         extra.append((b"retry-after", b"%d" % -(-refusal.retry_after_ms // 1000)))
-    if exchange.head.is_grpc:
-        trailers = refusal_trailers(grpc_status, refusal.message, refusal.code.value, refusal.retry_after_ms)
-        exchange.reply(200, [GRPC_TYPE], b"", trailers + extra)
-        return 200
     if refusal.code in (Code.UNAUTHENTICATED, Code.KEY_EXPIRED, Code.KEY_REVOKED):
         extra.append((b"www-authenticate", b'Bearer realm="tollway"'))
     elif refusal.code is Code.UNSUPPORTED_ENCODING:

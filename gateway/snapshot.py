@@ -26,7 +26,7 @@ class Secret(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key as workers know it. `kid` is the public, fixed-length part inside the key's text; `key_id` is stable."""
+    """An API key as workers know it. `kid` is the fixed-length part inside the key's text; `key_id` is stable."""
 
     kid: str
     key_id: str
@@ -41,7 +41,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """A plan's limits, each its own knob; None means unlimited. Limits hold per tenant, over all its keys and workers."""
+    """A plan's limits, each its own knob; None means unlimited. They hold per tenant, over all keys and workers."""
 
     name: str
     version: int

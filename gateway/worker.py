@@ -22,9 +22,8 @@ import uvloop
 from billing import failpoint
 from billing.rating import compile_book
 from gateway.auth.keyring import Keyring
-from gateway.auth.watcher import SnapshotWatcher
 from gateway.clock import SystemClock
-from gateway.metering.log import UsageLog, UsageLogLimits
+from gateway.metering.log import LogLimits, UsageLog
 from gateway.monitoring.call_log import CallLog
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.address import parse_address
@@ -40,6 +39,7 @@ from gateway.routing import health
 from gateway.routing.router import Endpoint, Router
 from gateway.settings import Settings, parse_settings
 from gateway.snapshot import Backend, Snapshot
+from gateway.snapshot_watcher import SnapshotWatcher
 from gateway.wire.http2_limits import Http2Limits
 
 _SWEEP_S: Final = 1.0
@@ -91,9 +91,7 @@ class Worker:
             budget=budget,
             is_key_required=settings.require_key,
         )
-        self.listener = Listener(
-            self.gateway, limits, self.loop, h2_limits=h2_limits_of(settings), tls=tls_context(settings), budget=budget
-        )
+        self.listener = Listener(self.gateway, limits, self.loop, tls=tls_context(settings), budget=budget)
         for sock in sockets:
             await self.listener.listen_socket(sock)
         metrics_path = settings.run_dir / f"worker-{self.index}-{self.generation}.sock"
@@ -123,7 +121,7 @@ class Worker:
             folder=settings.usage_root / f"w{self.index}",
             loop=self.loop,
             clock=self.clock,
-            limits=UsageLogLimits(segment_bytes=settings.usage_segment_bytes),
+            limits=LogLimits(segment_bytes=settings.usage_segment_bytes),
             on_fatal=self._fail,
         )
 

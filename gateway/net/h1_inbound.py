@@ -184,8 +184,8 @@ class H1Connection(asyncio.Protocol):
         """Accepted while the listener drains: one call is answered, then the connection closes."""
         self._is_draining = True
 
-    def sweep(self, now_s: float, previous_s: float) -> None:
-        """Close what exceeds its time. `previous_s`: activity is stamped only here, to the sweep's resolution."""
+    def sweep(self, now_s: float) -> None:
+        """Close what exceeds its time; called once a second."""
         if self._is_closing:
             if now_s - self._since_s > _LINGER_S:
                 self.cut()

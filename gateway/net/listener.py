@@ -5,24 +5,47 @@ where TLS is on. After that the connection talks to its own protocol object with
 """
 
 import asyncio
-import contextlib
 import os
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Final
 
 from gateway.net.budget import BufferBudget
 from gateway.net.exchange import Application
 from gateway.net.h1_inbound import H1Connection
-from gateway.net.h2_inbound import H2Inbound
+from gateway.net.h2_inbound import H2Inbound, H2InboundLimits, H2Shared
 from gateway.settings import Limits
 from gateway.wire.http1 import RequestHeads
-from gateway.wire.http2_limits import Http2Limits
+from gateway.wire.http2_frames import Http2Limits
 
 _PREFACE_START: Final = b"PRI"
 _SWEEP_S: Final = 1.0
 _BACKLOG: Final = 2048
+
+
+def h2_wire_limits_of(limits: Limits) -> Http2Limits:
+    """The HTTP/2 share of the process limits; the protocol's own floods have their defaults in `Http2Limits`."""
+    return Http2Limits(
+        streams_max=limits.h2_streams_max,
+        header_list_bytes_max=limits.head_bytes_max,
+        headers_max=limits.headers_max,
+        send_queue_high_bytes=limits.stream_buffer_bytes_max,
+        send_queue_low_bytes=limits.stream_buffer_bytes_max // 4,
+    )
+
+
+def h2_limits_of(limits: Limits) -> H2InboundLimits:
+    """Time-outs of inbound HTTP/2 as those of HTTP/1.1."""
+    return H2InboundLimits(
+        wire=h2_wire_limits_of(limits),
+        head_s=limits.head_s,
+        idle_s=limits.keepalive_idle_s,
+        body_idle_s=limits.body_idle_s,
+        send_stall_s=limits.body_idle_s,
+        drain_bytes_max=limits.drain_bytes_max,
+    )
 
 
 class Listener:
@@ -34,16 +57,15 @@ class Listener:
         limits: Limits,
         loop: asyncio.AbstractEventLoop,
         *,
-        h2_limits: Http2Limits | None = None,
         tls: ssl.SSLContext | None = None,
         budget: BufferBudget | None = None,
     ) -> None:
         self.app = app
         self.limits = limits
         self.loop = loop
-        self.h2_limits = h2_limits or Http2Limits()
         self.tls = tls
-        self.budget = budget or BufferBudget(limits.worker_buffer_bytes_max)
+        budget = budget or BufferBudget(limits.worker_buffer_bytes_max)
+        self.h2_shared = H2Shared(app, h2_limits_of(limits), loop, time.monotonic_ns, budget)
         self.heads = RequestHeads(limits.headers_max)
         self.h1_connections: set[H1Connection] = set()
         self.h2_connections: set[H2Inbound] = set()
@@ -64,18 +86,8 @@ class Listener:
 
     async def listen_unix(self, path: Path) -> None:
         """Accept on a unix socket of mode 600; a stale file is replaced. TLS does not apply."""
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        # Bound under a name of its own and renamed, so that nobody connects before the mode is right.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
-        sock.bind(str(temporary))
-        temporary.chmod(0o600)
-        sock.setblocking(False)
+        sock = _bind_unix(path)
         self._servers.append(await self.loop.create_unix_server(lambda: _Sniffer(self), sock=sock, backlog=_BACKLOG))
-        temporary.rename(path)
 
     def close_sockets(self) -> None:
         """Stop accepting. Connections already accepted go on."""
@@ -92,6 +104,7 @@ class Listener:
         for h2 in list(self.h2_connections):
             h2.drain()
         end_s = self.loop.time() + drain_s
+        # Polled: an end of drain has no event of its own, and nothing else runs in this process by then.
         while (self.h1_connections or self.h2_connections) and self.loop.time() < end_s:
             await asyncio.sleep(0.02)
         self.cut_all()
@@ -105,7 +118,7 @@ class Listener:
         for h1 in list(self.h1_connections):
             h1.cut()
         for h2 in list(self.h2_connections):
-            h2.cut()
+            h2.close()
 
     def _sweep(self) -> None:
         now_s = self.loop.time()
@@ -118,16 +131,12 @@ class Listener:
     def adopt(self, transport: asyncio.Transport, data: bytes, *, is_h2: bool) -> None:
         """Give a sniffed connection to its protocol."""
         if is_h2:
-            h2 = H2Inbound(
-                self.app,
-                self.h2_limits,
-                transport,
-                self.loop,
-                budget=self.budget,
-                registry=self.h2_connections,
-            )
+            h2 = H2Inbound(self.h2_shared, self.h2_connections.discard)
+            self.h2_connections.add(h2)
             transport.set_protocol(h2)
-            h2.data_received(data)
+            h2.connection_made(transport)
+            if data:
+                h2.data_received(data)
             if self._is_draining:
                 h2.drain()
             return
@@ -135,6 +144,20 @@ class Listener:
         if self._is_draining:
             h1.mark_draining()
         h1.adopt(transport, data, self.loop.time())
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    """A listening unix socket of mode 600 at `path`, replacing a stale one."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # Bound under a name of its own and renamed, so that nobody connects before the mode is right.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    sock.bind(str(temporary))
+    temporary.chmod(0o600)
+    sock.setblocking(False)
+    sock.listen(_BACKLOG)
+    temporary.rename(path)
+    return sock
 
 
 class _Sniffer(asyncio.Protocol):

@@ -300,17 +300,17 @@ def test_time_outs_of_head_body_and_idle() -> None:
     def head(peer: Peer) -> None:
         peer.open(GET[:5])
         start_s = peer.loop.time()
-        peer.connection.sweep(start_s + 4, 0)
+        peer.connection.sweep(start_s + 4)
         assert not peer.transport.written
         peer.feed(GET[5:8])  # dripping renews nothing
-        peer.connection.sweep(start_s + 6, 0)
+        peer.connection.sweep(start_s + 6)
         assert peer.transport.written.startswith(b"HTTP/1.1 408 ")
 
     def body(peer: Peer) -> None:
         peer.open(POST[:-1])
-        peer.connection.sweep(peer.loop.time() + 6, 0)
+        peer.connection.sweep(peer.loop.time() + 6)
         assert not peer.transport.written
-        peer.connection.sweep(peer.loop.time() + 8, 0)
+        peer.connection.sweep(peer.loop.time() + 8)
         assert peer.transport.written.startswith(b"HTTP/1.1 408 ")
         assert len(peer.app.aborted) == 1
 
@@ -318,21 +318,21 @@ def test_time_outs_of_head_body_and_idle() -> None:
         peer.app.reply_at_end = (200, b"")
         peer.open(GET)
         peer.transport.take()
-        peer.connection.sweep(peer.loop.time() + 8, 0)
+        peer.connection.sweep(peer.loop.time() + 8)
         assert not peer.transport.is_closing()
-        peer.connection.sweep(peer.loop.time() + 10, 0)
+        peer.connection.sweep(peer.loop.time() + 10)
         assert peer.transport.was_aborted
         assert not peer.transport.written
 
     def in_flight(peer: Peer) -> None:
         peer.open(GET)
-        peer.connection.sweep(peer.loop.time() + 1000, 0)
+        peer.connection.sweep(peer.loop.time() + 1000)
         assert not peer.transport.is_closing()
 
     def stalled_reader(peer: Peer) -> None:
         peer.open(GET)
         peer.connection.pause_writing()
-        peer.connection.sweep(peer.loop.time() + 8, 0)
+        peer.connection.sweep(peer.loop.time() + 8)
         assert peer.transport.was_aborted
         assert len(peer.app.aborted) == 1
 

@@ -1,0 +1,132 @@
+"""Owns plans as versioned data: a version never changes, a change is the next version, the newest one applies.
+
+A tenant names a plan, not a version: a new version holds for all its tenants from the next snapshot on.
+"""
+
+from typing import Final
+
+import msgspec
+import sqlalchemy as sa
+
+from gateway.control.bodies import PlanBody
+from gateway.control.errors import ControlCode, ControlError, invalid, not_found
+from gateway.control.schema import plan_version as table
+from gateway.control.views import PlanView, instant
+from gateway.snapshot import Plan
+
+PLANS_MAX: Final = 1_000
+VERSIONS_MAX: Final = 10_000
+
+SEED: Final[tuple[Plan, ...]] = (
+    Plan(name="free", version=1, pricing="free", rate_calls=5, burst=10, calls_per_day=1_000),
+    Plan(
+        name="pay-per-call",
+        version=1,
+        pricing="priced",
+        rate_calls=100,
+        burst=200,
+        concurrency=64,
+        store_down="lease",
+    ),
+    Plan(name="internal", version=1, pricing="internal", store_down="lease"),
+)
+
+
+def seed_plans(tx: sa.Connection, now_ns: int) -> None:
+    """Add the plans that every installation has, where they are missing."""
+    for plan in SEED:
+        if _newest(tx, plan.name) is None:
+            _insert(tx, plan, now_ns)
+
+
+def add_plan(tx: sa.Connection, body: PlanBody, now_ns: int) -> tuple[PlanView | None, PlanView]:
+    """The plan's newest version before and after. Equal values make no new version (then both are the same)."""
+    known = _newest(tx, body.name)
+    plan = _plan_of(body, version=1 if known is None else known.version + 1)
+    if known is not None and msgspec.structs.replace(plan, version=known.version) == known:
+        view = get_plan(tx, body.name)
+        return view, view
+    _check_limits(tx, plan)
+    before = None if known is None else get_plan(tx, body.name)
+    _insert(tx, plan, now_ns)
+    return before, get_plan(tx, body.name)
+
+
+def get_plan(tx: sa.Connection, name: str) -> PlanView:
+    """The newest version. Raises ControlError when no plan has that name."""
+    return list_versions(tx, name)[-1]
+
+
+def list_versions(tx: sa.Connection, name: str) -> list[PlanView]:
+    rows = tx.execute(sa.select(table).where(table.c.name == name).order_by(table.c.version)).mappings().all()
+    if not rows:
+        raise not_found("plan", name)
+    return [_view(row) for row in rows]
+
+
+def list_plans(tx: sa.Connection, *, after: str, limit: int) -> list[PlanView]:
+    """The newest version of each plan, by name."""
+    newest = _newest_versions().where(table.c.name > after).order_by(table.c.name).limit(limit)
+    return [_view(row) for row in tx.execute(newest).mappings()]
+
+
+def current_plans(tx: sa.Connection) -> list[Plan]:
+    """The newest version of each plan, for the snapshot."""
+    return [_decode(row["body"]) for row in tx.execute(_newest_versions().order_by(table.c.name)).mappings()]
+
+
+def count_plans(tx: sa.Connection) -> int:
+    return tx.execute(sa.select(sa.func.count(sa.distinct(table.c.name)))).scalar_one()
+
+
+def require_plan(tx: sa.Connection, name: str) -> None:
+    """Raises ControlError when no plan has that name."""
+    if _newest(tx, name) is None:
+        raise invalid(f"plan: {name!r} does not exist; list the plans with `tollway plans list`")
+
+
+def _newest_versions() -> sa.Select[tuple[object, ...]]:
+    last = sa.select(table.c.name, sa.func.max(table.c.version).label("version")).group_by(table.c.name).subquery()
+    return sa.select(table).join(last, sa.and_(table.c.name == last.c.name, table.c.version == last.c.version))
+
+
+def _newest(tx: sa.Connection, name: str) -> Plan | None:
+    query = sa.select(table.c.body).where(table.c.name == name).order_by(table.c.version.desc()).limit(1)
+    text = tx.execute(query).scalar_one_or_none()
+    return None if text is None else _decode(text)
+
+
+def _check_limits(tx: sa.Connection, plan: Plan) -> None:
+    if plan.version == 1 and count_plans(tx) >= PLANS_MAX:
+        raise ControlError(ControlCode.LIMIT_REACHED, f"there may be {PLANS_MAX} plans")
+    if plan.version > VERSIONS_MAX:
+        raise ControlError(ControlCode.LIMIT_REACHED, f"a plan may have {VERSIONS_MAX} versions; use a new name")
+
+
+def _insert(tx: sa.Connection, plan: Plan, now_ns: int) -> None:
+    body = msgspec.json.encode(plan, order="sorted").decode()
+    tx.execute(table.insert().values(name=plan.name, version=plan.version, body=body, created_ns=now_ns))
+
+
+def _plan_of(body: PlanBody, *, version: int) -> Plan:
+    return Plan(
+        name=body.name,
+        version=version,
+        pricing=body.pricing,
+        rate_calls=body.rate_calls,
+        rate_window_s=body.rate_window_s,
+        burst=body.burst or 1,
+        concurrency=body.concurrency,
+        calls_per_day=body.calls_per_day,
+        calls_per_month=body.calls_per_month,
+        store_down=body.store_down,
+    )
+
+
+def _decode(text: str) -> Plan:
+    return msgspec.json.decode(text, type=Plan)
+
+
+def _view(row: sa.RowMapping) -> PlanView:
+    plan = _decode(row["body"])
+    return PlanView(**msgspec.to_builtins(plan), created_at=instant(row["created_ns"]))

@@ -1,0 +1,82 @@
+"""Owns the price book in force: read once at the start, kept by version, refused where it could mis-bill.
+
+A price changes by a new file and a restart of control and meter, which both read it: the ledger refuses a version that
+it knows with other content, and so does control.
+"""
+
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from billing.pricebook import default_price_book, encode_price_book, load_price_book
+from billing.rating import PriceBook, PriceError
+from gateway.control.schema import price_book, tenant
+from gateway.control.views import PricesView, PriceView
+from gateway.errors import SettingsError
+from gateway.snapshot import Backend
+
+
+def load_prices(file: Path | None) -> PriceBook:
+    """The book in `file`, or the one that ships with Tollway. Raises SettingsError."""
+    try:
+        return default_price_book() if file is None else load_price_book(file)
+    except OSError as error:
+        raise SettingsError(f"price book {file}: {error.strerror}: check --prices or `price_book`") from error
+    except PriceError as error:
+        raise SettingsError(f"price book {error}") from error
+
+
+def adopt_prices(tx: sa.Connection, book: PriceBook, backends: tuple[Backend, ...], now_ns: int) -> None:
+    """Remember the version. Raises SettingsError for a version used with other content, or a book that cannot bill."""
+    text = encode_price_book(book).decode()
+    known = tx.execute(sa.select(price_book.c.body).where(price_book.c.version == book.version)).scalar_one_or_none()
+    if known is None:
+        tx.execute(price_book.insert().values(version=book.version, body=text, created_ns=now_ns))
+    elif known != text:
+        raise SettingsError(f"price book: version {book.version} was used with other prices: raise its version")
+    _check_currency(tx, book)
+    _check_compute(book, backends)
+
+
+def prices_view(book: PriceBook) -> PricesView:
+    return PricesView(
+        version=book.version,
+        currency=book.currency,
+        default=_price_view(book, None),
+        models={name: _price_view(book, name) for name in sorted(book.models)},
+    )
+
+
+def _check_currency(tx: sa.Connection, book: PriceBook) -> None:
+    query = sa.select(tenant.c.tenant).where(tenant.c.currency != book.currency).limit(1)
+    other = tx.execute(query).scalar_one_or_none()
+    if other is not None:
+        raise SettingsError(f"price book: is in {book.currency}, but tenant {other!r} pays in another currency")
+
+
+def _check_compute(book: PriceBook, backends: tuple[Backend, ...]) -> None:
+    """Compute time is sold only where the backend's report of it is believed (ARCHITECTURE.md §4)."""
+    for model, price in book.models.items():
+        serving = next((b for b in backends if "*" in b.models or model in b.models), None)
+        if price.per_compute_ms_nanos and serving is not None and not serving.is_trusted:
+            raise _untrusted(f"models.{model}", serving)
+    if book.default.per_compute_ms_nanos:
+        for backend in backends:
+            if not backend.is_trusted:
+                raise _untrusted("default", backend)
+
+
+def _untrusted(where: str, backend: Backend) -> SettingsError:
+    return SettingsError(
+        f"price book: {where} sells compute time, but backend {backend.name!r} is not trusted to report it: "
+        "set is_trusted, or price by call and row"
+    )
+
+
+def _price_view(book: PriceBook, model: str | None) -> PriceView:
+    price = book.default if model is None else book.models[model]
+    return PriceView(
+        per_call_nanos=price.per_call_nanos,
+        per_row_nanos=price.per_row_nanos,
+        per_compute_ms_nanos=price.per_compute_ms_nanos,
+    )

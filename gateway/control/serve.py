@@ -1,0 +1,130 @@
+"""Owns the listeners of control: TCP with the token guard, the unix socket with the local one, and the heartbeat."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, cast
+
+import uvicorn
+
+from gateway.clock import Clock
+from gateway.control.app import build_app
+from gateway.control.guard import App, local_guard, token_guard
+from gateway.control.policy import Publisher
+from gateway.control.start import Control
+from gateway.errors import SettingsError
+
+BACKLOG: Final = 128
+CONNECTIONS_MAX: Final = 256
+KEEPALIVE_S: Final = 30
+#: Time for requests in flight to end after SIGTERM.
+DRAIN_S: Final = 5
+BEAT_S: Final = 1.0
+
+
+class Listener(uvicorn.Server):
+    """One uvicorn server that leaves signals to `serve` and tells when it accepts.
+
+    uvicorn offers no other way to run two servers in one loop: each would take SIGTERM from the other.
+    """
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.accepts = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.accepts.set()
+
+
+async def serve(
+    control: Control,
+    *,
+    data_dir: Path,
+    tcp: socket.socket,
+    local: socket.socket,
+    clock: Clock,
+    on_ready: Callable[[], None],
+) -> None:
+    """Serve until SIGTERM or SIGINT, then end requests in flight. `on_ready` is called once both listeners accept."""
+    app = cast(App, build_app(control.registry, data_dir))
+    guarded = token_guard(app, tokens=control.tokens, failures=control.failures, clock=clock)
+    listeners = [Listener(_config(guarded)), Listener(_config(local_guard(app)))]
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopped.set)
+    async with asyncio.TaskGroup() as tasks:
+        for listener, sock in zip(listeners, (tcp, local), strict=True):
+            tasks.create_task(listener.serve(sockets=[sock]), name=f"listener-{sock.family.name}")
+        heart = tasks.create_task(_beat(control.publisher), name="heartbeat")
+        for listener in listeners:
+            await listener.accepts.wait()
+        on_ready()
+        await stopped.wait()
+        for listener in listeners:
+            listener.should_exit = True
+        heart.cancel()
+
+
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """Raises SettingsError when the address cannot be had."""
+    try:
+        return socket.create_server((host, port), backlog=BACKLOG, family=_family(host))
+    except OSError as error:
+        raise SettingsError(
+            f"control cannot listen on {host}:{port} ({error.strerror}): free the port or choose another api_port"
+        ) from error
+
+
+def listen_local(path: Path) -> socket.socket:
+    """The unix socket, never open to others: made under a name nobody waits at, mode 600, then renamed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.bind(str(temporary))
+        temporary.chmod(0o600)
+        sock.listen(BACKLOG)
+        temporary.replace(path)
+    except OSError as error:
+        sock.close()
+        temporary.unlink(missing_ok=True)
+        raise SettingsError(f"control cannot listen on {path} ({error}): use a shorter or writable data_dir") from error
+    return sock
+
+
+async def _beat(publisher: Publisher) -> None:
+    """Once a second, in a worker thread: a slow disk must not stop the answers."""
+    while True:
+        await asyncio.to_thread(publisher.beat)
+        await asyncio.sleep(BEAT_S)
+
+
+def _config(app: App) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        # The peer of a failed attempt is the socket's, never a header's.
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=CONNECTIONS_MAX,
+        timeout_keep_alive=KEEPALIVE_S,
+        timeout_graceful_shutdown=DRAIN_S,
+    )
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

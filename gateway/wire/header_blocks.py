@@ -285,11 +285,12 @@ class BlockEncoder:
     One per process or pool; remembers names, and whole blocks that are given as tuples (constants).
     """
 
-    __slots__ = ("_blocks", "_names")
+    __slots__ = ("_blocks", "_names", "_statuses")
 
     def __init__(self) -> None:
         self._names: dict[bytes, bytes] = {}
         self._blocks: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+        self._statuses: dict[int, bytes] = {}
 
     def encode(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         """The block of `headers`, whose names are lower-case. Allocates once for a list, never for a known tuple."""
@@ -308,6 +309,13 @@ class BlockEncoder:
             parts.append(_LENGTHS[len(value)] if len(value) < 0x7F else encode_integer(len(value), 7, 0))
             parts.append(value)
         return b"".join(parts)
+
+    def status(self, status: int) -> bytes:
+        """The `:status` field; at most 900 values exist."""
+        field_bytes = self._statuses.get(status)
+        if field_bytes is None:
+            field_bytes = self._statuses[status] = self.encode_field(b":status", b"%d" % status)
+        return field_bytes
 
     def encode_field(self, name: bytes, value: bytes) -> bytes:
         """One field; as an index where the static table has the pair."""

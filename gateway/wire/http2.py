@@ -169,6 +169,11 @@ class Http2Connection:
             self.goaway_id = self.last_peer_id
             self.send.out.append(frames.goaway(self.goaway_id, H2Code.NO_ERROR))
 
+    @property
+    def is_drained(self) -> bool:
+        """Whether a drain is complete: nothing is in flight and nothing more will be served."""
+        return self.is_draining and self.goaway_id != frames.STREAM_ID_MAX and not self.streams
+
     # --- Windows ---------------------------------------------------------------------------------------------------
 
     def _credit_connection(self, size_bytes: int) -> None:

@@ -12,6 +12,7 @@ from gateway.wire import http2_frames as frames
 from gateway.wire.http2_frames import DATA, END_STREAM, Http2Limits, frame_head
 
 _VIEW_BYTES_MIN: Final = 16 * 1024
+_MERGE_BYTES_MAX: Final = 4 * 1024
 
 
 class Budget(Protocol):
@@ -59,7 +60,7 @@ class Stream:
         self.recv_credit_bytes = 0
         self.unread_bytes = 0
         self.send_window_bytes = send_window_bytes
-        self.backlog: deque[Data] | None = None
+        self.backlog: deque[Data | bytearray] | None = None
         self.backlog_bytes = 0
         self.is_end_queued = False
         self.end_block: bytes | None = None
@@ -85,6 +86,8 @@ class SendSide:
         "_out_bytes_max",
         "_ring",
         "_streams",
+        "_tail_length",
+        "_tail_stream",
         "block_prefix",
         "data_frames",
         "frame_bytes_max",
@@ -107,6 +110,8 @@ class SendSide:
         self._out_bytes_max = limits.flush_bytes_max
         self._ring: deque[Stream] = deque()
         self._is_pumping = False
+        self._tail_stream: Stream | None = None
+        self._tail_length = 0
         self.out: list[Data] = []
         self.out_bytes = 0
         #: The transport does not take more: bodies wait, heads and control frames do not.
@@ -193,9 +198,17 @@ class SendSide:
             self.window_bytes -= size
             self.out_bytes += size
             self.data_frames += 1
-            self.out.append(frame_head(size, DATA, END_STREAM if is_end else 0, stream.id))
+            out = self.out
             if size:
-                self.out.append(hold(data))
+                out.append(frame_head(size, DATA, END_STREAM if is_end else 0, stream.id))
+                out.append(hold(data))
+                self._tail_stream = stream
+                self._tail_length = len(out)
+            elif self._tail_stream is stream and self._tail_length == len(out):
+                # The last frame written is this stream's DATA and still here: it can carry the end itself.
+                out[-2] = frame_head(len(out[-1]), DATA, END_STREAM, stream.id)
+            else:
+                out.append(frame_head(0, DATA, END_STREAM, stream.id))
             if is_end:
                 self._end(stream)
             return
@@ -211,7 +224,7 @@ class SendSide:
         if stream.backlog is None:
             stream.backlog = deque()
         if size:
-            stream.backlog.append(hold(data))
+            append_held(stream.backlog, data)
             stream.backlog_bytes += size
             if self._budget is not None:
                 self._budget.add(size)
@@ -257,6 +270,8 @@ class SendSide:
         room = min(stream.send_window_bytes, self.window_bytes, self.frame_bytes_max)
         if room <= 0:
             return False
+        if isinstance(chunk, bytearray):
+            chunk = bytes(chunk)
         if size > room:
             view = memoryview(chunk)
             backlog[0] = view[room:]
@@ -303,6 +318,7 @@ class SendSide:
         out = self.out
         self.out = []
         self.out_bytes = 0
+        self._tail_stream = None
         return out
 
 
@@ -311,3 +327,14 @@ def hold(data: Data) -> Data:
     if type(data) is memoryview and (type(data.obj) is not bytes or len(data) < _VIEW_BYTES_MIN):
         return bytes(data)
     return data
+
+
+def append_held(queue: deque[Data | bytearray], data: Data) -> None:
+    """Append `data` so that it outlives its callback; small pieces are merged into one."""
+    last = queue[-1] if queue else None
+    if type(last) is bytearray and len(last) + len(data) <= _VIEW_BYTES_MIN:
+        last += data
+    elif len(data) < _MERGE_BYTES_MAX:
+        queue.append(bytearray(data))
+    else:
+        queue.append(hold(data))

@@ -157,7 +157,8 @@ class FrameCodec:
         """
         end = len(raw.rstrip(b"\0"))
         view = memoryview(raw)
-        for place in range(offset, end - FRAME_BYTES + 1):
+        # A frame begins with a length, so never in the zeros at the end; but it may end in zeros of its own.
+        for place in range(offset, min(end, len(raw) - FRAME_BYTES + 1)):
             length, crc, found, lag = _FRAME.unpack_from(raw, place)
             if found <= seq or found - lag < seq or not 0 < length <= PAYLOAD_BYTES_MAX:
                 continue

@@ -53,17 +53,17 @@ class UsageReader:
         self.damages: list[Damaged] = []
 
     def read_batch(self, records_max: int = 1000) -> ReadResult | None:
-        """The next result of any epoch, in turns; None if there is nothing now (poll again in a few milliseconds).
+        """The next result of any epoch, in turns; None if none, new ones included, has anything now: poll again later.
 
         Of one epoch: batches in order without a gap, then exactly one EpochEnded or Damaged. Raises OSError if the disk
         fails; nothing is lost then, read again or from the positions.
         """
-        if self._results_left == 0:
-            self._discover()
         self._results_left -= 1
+        if self._results_left < 0:
+            self._discover()
         result = self._read_in_turns(records_max)
-        if result is None:
-            self._results_left = 0
+        if result is None and self._discover():
+            result = self._read_in_turns(records_max)
         return result
 
     def ack(self, instance: str, epoch: int, seq: int) -> None:
@@ -121,15 +121,17 @@ class UsageReader:
         else:
             self._ended.add((reader.instance, reader.epoch))
 
-    def _discover(self) -> None:
-        """Take up new epochs, oldest first. Names that begin with a dot are not published, or not any more."""
+    def _discover(self) -> bool:
+        """Take up new epochs, oldest first; whether there are any. A dotted name is not published, or not any more."""
         self._results_left = _DISCOVER_EVERY
+        known = len(self._epochs)
         for instance in sorted(self._disk.list_folder(self._root)):
             names = self._disk.list_folder(self._root / instance)
             for name in sorted(name for name in names if name.isdecimal() and name.isascii()):
                 key = (instance, int(name))
                 if key not in self._epochs:
                     self._take_up(key, self._root / instance / name)
+        return len(self._epochs) > known
 
     def _take_up(self, key: tuple[str, int], folder: Path) -> None:
         position = self._positions.get(key)

@@ -1,1 +1,1 @@
-"""The verbs of the `tollway` command, one module each."""
+"""The verbs of the `tollway` command, one module each; `gateway.cli` mounts them."""

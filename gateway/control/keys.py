@@ -4,6 +4,7 @@ A key has a stable `key_id`, a public `kid` that stands in its text, and one or 
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -117,7 +118,7 @@ def get_key(tx: sa.Connection, key_id: str, now_ns: int) -> KeyView:
     row = tx.execute(sa.select(api_key).where(api_key.c.key_id == key_id)).mappings().one_or_none()
     if row is None:
         raise not_found("key", key_id)
-    return _view(row, live_secrets(tx, [key_id], now_ns).get(key_id, []), now_ns)
+    return _views(tx, [row], now_ns)[0]
 
 
 def list_keys(tx: sa.Connection, *, tenant: str | None, after: str, limit: int, now_ns: int) -> list[KeyView]:
@@ -126,8 +127,7 @@ def list_keys(tx: sa.Connection, *, tenant: str | None, after: str, limit: int, 
     if tenant is not None:
         query = query.where(api_key.c.tenant == tenant)
     rows = tx.execute(query).mappings().all()
-    secrets = live_secrets(tx, [row["key_id"] for row in rows], now_ns)
-    return [_view(row, secrets.get(row["key_id"], []), now_ns) for row in rows]
+    return _views(tx, rows, now_ns)
 
 
 def count_keys(tx: sa.Connection) -> int:
@@ -210,7 +210,22 @@ def _add_secret(tx: sa.Connection, key_id: str, digest: bytes, pepper_version: i
     )
 
 
-def _view(row: sa.RowMapping, secrets: list[sa.RowMapping], now_ns: int) -> KeyView:
+def _views(tx: sa.Connection, rows: Sequence[sa.RowMapping], now_ns: int) -> list[KeyView]:
+    """Views of `rows`; the state of a key made by a key is what its whole chain leaves it."""
+    secrets = live_secrets(tx, [row["key_id"] for row in rows], now_ns)
+    grants, parents = load_grants(tx) if any(row["parent"] is not None for row in rows) else ({}, {})
+    return [
+        _view(
+            row,
+            secrets.get(row["key_id"], []),
+            _stored_grant(row) if row["parent"] is None else effective(row["key_id"], grants, parents),
+            now_ns,
+        )
+        for row in rows
+    ]
+
+
+def _view(row: sa.RowMapping, secrets: list[sa.RowMapping], grant: Grant, now_ns: int) -> KeyView:
     return KeyView(
         key_id=row["key_id"],
         kid=row["kid"],
@@ -218,7 +233,7 @@ def _view(row: sa.RowMapping, secrets: list[sa.RowMapping], now_ns: int) -> KeyV
         tenant=row["tenant"],
         scopes=_names(row["scopes"]) or [],
         models=_names(row["models"]),
-        state=_state(row, now_ns),
+        state=_state(grant, now_ns),
         parent=row["parent"],
         created_at=instant(row["created_ns"]),
         expires_at=instant(row["expires_ns"]),
@@ -230,10 +245,10 @@ def _view(row: sa.RowMapping, secrets: list[sa.RowMapping], now_ns: int) -> KeyV
     )
 
 
-def _state(row: sa.RowMapping, now_ns: int) -> Literal["active", "expired", "revoked"]:
-    if row["revoked_ns"] is not None:
+def _state(grant: Grant, now_ns: int) -> Literal["active", "expired", "revoked"]:
+    if grant.is_revoked:
         return "revoked"
-    if row["expires_ns"] is not None and row["expires_ns"] <= now_ns:
+    if grant.expires_ns is not None and grant.expires_ns <= now_ns:
         return "expired"
     return "active"
 

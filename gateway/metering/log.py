@@ -89,7 +89,7 @@ class UsageLog:
             on_spare=inbox.put,
             on_trouble=lambda error: loop.call_soon_threadsafe(self._on_trouble, error),
         )
-        self._threads: list[threading.Thread] = []
+        self.threads: list[threading.Thread] = []
         self.flusher = Flusher(
             SegmentWriter(disk, self.epoch, limits.segment_bytes, codec),
             inbox,
@@ -156,7 +156,7 @@ class UsageLog:
         except asyncio.CancelledError:
             self.abandon()
             raise
-        for thread in self._threads:
+        for thread in self.threads:
             # The flusher has just said that it ends, and it has waited for the preallocator.
             thread.join()
 
@@ -270,11 +270,11 @@ class UsageLog:
         for run, name in ((self.preallocator.run, "preallocator"), (self.flusher.run, "flusher")):
             thread = threading.Thread(target=run, name=f"usage-{name}-{self.epoch.instance}", daemon=True)
             thread.start()
-            self._threads.append(thread)
+            self.threads.append(thread)
 
     def _release(self, disk: Disk) -> None:
         """On the flusher's thread, at its end: nothing may write into the folder once the lock is gone."""
         self.preallocator.stop()
-        if self._threads:
-            self._threads[0].join()
+        if self.threads:
+            self.threads[0].join()
         disk.close(self.epoch.lock)

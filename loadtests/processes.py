@@ -122,7 +122,8 @@ def role_of(cmdline: bytes) -> str:
     words = cmdline.split(b"\0")
     if b"-m" in words[:-1]:
         module = words[words.index(b"-m") + 1].decode()
-        return module.rpartition(".")[2]
+        # The command line that starts everything stays as the supervisor.
+        return "supervisor" if module == "gateway.cli" else module.rpartition(".")[2]
     return os.path.basename(words[0].decode(errors="replace").split(":")[0]) or "ended"
 
 

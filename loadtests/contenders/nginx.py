@@ -25,7 +25,9 @@ http {{
   client_body_buffer_size 1m;
   keepalive_requests 1000000000;
   tcp_nodelay on;
-  upstream backend {{ server {backend}; keepalive 512; keepalive_requests 1000000000; }}
+  # Two pools: in one, a kept-alive HTTP/1.1 connection would be taken for a gRPC call.
+  upstream http_backend {{ server {backend}; keepalive 512; keepalive_requests 1000000000; }}
+  upstream grpc_backend {{ server {backend}; keepalive 512; keepalive_requests 1000000000; }}
 {body}
 }}
 """
@@ -35,7 +37,7 @@ _PLAIN: Final = """
   server {{
     listen {host}:{http_port} backlog=1024;
     location / {{
-      proxy_pass http://backend;
+      proxy_pass http://http_backend;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_request_buffering off;
@@ -45,7 +47,7 @@ _PLAIN: Final = """
     listen {host}:{grpc_port} http2 backlog=1024;
     http2_max_concurrent_streams 1024;
     http2_body_preread_size 1m;
-    location / {{ grpc_pass grpc://backend; }}
+    location / {{ grpc_pass grpc://grpc_backend; }}
   }}
 """
 
@@ -80,7 +82,7 @@ _LUA: Final = """
         buckets:set(tenant .. ":last", now)
         ngx.var.tenant = tenant
       }}
-      proxy_pass http://backend;
+      proxy_pass http://http_backend;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_set_header x-api-key "";

@@ -60,6 +60,11 @@ class ModelVersion:
         return all(step.is_ready for step in self._steps)
 
     @property
+    def shown_state(self) -> State:
+        """READY only if it is."""
+        return State.UNAVAILABLE if self.state is State.READY and not self.is_ready else self.state
+
+    @property
     def pids(self) -> list[int]:
         """Processes of a Python step; empty for other models."""
         return self._loaded.python.pids if self._loaded is not None and self._loaded.python is not None else []

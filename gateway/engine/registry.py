@@ -78,12 +78,20 @@ class Registry:
         ready = [number for number, candidate in versions.items() if candidate.is_ready]
         return versions[max(ready or versions)]
 
-    def index(self) -> list[dict[str, str]]:
-        """Triton's repository index."""
+    def index(self, *, is_ready_only: bool = False) -> list[dict[str, str]]:
+        """Triton's repository index. A version whose step is down is UNAVAILABLE while it is."""
         rows = [
-            {"name": version.name, "version": version.version, "state": version.state.value, "reason": version.reason}
+            {
+                "name": version.name,
+                "version": version.version,
+                "state": version.shown_state.value,
+                "reason": version.reason or ("" if version.is_ready else "not ready"),
+            }
             for version in self.versions()
+            if version.is_ready or not is_ready_only
         ]
+        if is_ready_only:
+            return rows
         rows += [
             {"name": name, "version": "", "state": State.UNAVAILABLE.value, "reason": reason}
             for name, reason in sorted(self._refused.items())

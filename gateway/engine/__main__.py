@@ -1,0 +1,140 @@
+"""Owns the engine's process: arguments → concrete objects, ready when it accepts, orderly stop on SIGTERM.
+
+Ready (`--ready-fd`) means that the socket answers; whether the models are up is told by /v2/health/ready.
+"""
+
+import argparse
+import asyncio
+import gc
+import importlib.metadata
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from gateway.clock import SystemClock
+from gateway.engine.host import Host
+from gateway.engine.offload import Coder
+from gateway.engine.python_process import DEFAULT_LIMITS, PythonLimits
+from gateway.engine.registry import Registry
+from gateway.engine.rest import RestServer
+from gateway.engine.rpc import RpcServer
+from gateway.engine.service import BODY_BYTES_MAX, BUFFERED_BYTES_MAX, Engine
+from gateway.net.listener import Listener
+from gateway.settings import Limits
+from model_repo.errors import RepositoryError
+
+_LOG: Final = logging.getLogger("tollway.engine")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="gateway.engine", description="The embedded engine (started by tollway up).")
+    parser.add_argument("--repository", type=Path, action="append", required=True, help="a folder in Triton's layout")
+    parser.add_argument("--socket", type=Path, required=True, help="the unix socket to serve on")
+    parser.add_argument(
+        "--python-models-allowed",
+        type=Path,
+        nargs="+",
+        action="extend",
+        default=[],
+        help="repositories whose Python models may run",
+    )
+    parser.add_argument("--ready-fd", type=int, help="where to write 'ready' once the socket answers")
+    parser.add_argument("--threads", type=int, default=0, help="for models that take long; 0: one per core")
+    parser.add_argument("--intra-op-threads", type=int, default=1, help="of one ONNX Runtime session")
+    parser.add_argument("--python-memory-bytes", type=int, default=DEFAULT_LIMITS.memory_bytes_max)
+    parser.add_argument("--python-call-s", type=float, default=DEFAULT_LIMITS.call_s)
+    parser.add_argument("--drain-s", type=float, default=Limits().drain_s)
+    return parser.parse_args(arguments)
+
+
+async def _serve(options: argparse.Namespace) -> None:
+    loop = asyncio.get_running_loop()
+    threads = options.threads or len(os.sched_getaffinity(0))
+    clock = SystemClock()
+    # One more than batches take, so that content coding does not wait for a long batch.
+    with ThreadPoolExecutor(threads + 1, thread_name_prefix="engine") as pool:
+        host = Host(
+            loop=loop,
+            pool=pool,
+            threads=threads,
+            clock=clock,
+            python_allowed=tuple(path.resolve() for path in options.python_models_allowed),
+            python_limits=PythonLimits(
+                memory_bytes_max=options.python_memory_bytes, call_s=options.python_call_s, start_s=60.0
+            ),
+            intra_op_threads=options.intra_op_threads,
+        )
+        registry = Registry(options.repository, host)
+        coder = Coder(pool, loop)
+        version = importlib.metadata.version("tollway")
+        engine = Engine(
+            RestServer(registry, coder, version=version),
+            RpcServer(registry, coder, version=version),
+            clock.monotonic_ns,
+        )
+        limits = Limits(
+            body_bytes_max=BODY_BYTES_MAX,
+            grpc_message_bytes_max=BODY_BYTES_MAX,
+            worker_buffer_bytes_max=BUFFERED_BYTES_MAX,
+        )
+        listener = Listener(engine, limits, loop)
+        stop = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, stop.set)
+        loop.add_signal_handler(signal.SIGINT, stop.set)
+        await listener.listen_unix(options.socket)
+        _tell_ready(options.ready_fd)
+        try:
+            await _load_until(stop, registry)
+            await stop.wait()
+            await listener.drain(options.drain_s)
+        finally:
+            listener.cut_all()
+            await registry.unload()
+
+
+async def _load_until(stop: asyncio.Event, registry: Registry) -> None:
+    """Load the models; a stop asked for meanwhile does not wait for them."""
+    loading = asyncio.create_task(registry.load(), name="load models")
+    stopping = asyncio.create_task(stop.wait(), name="wait for stop")
+    await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not loading.done():
+        loading.cancel()
+        await asyncio.wait((loading,))
+        return
+    loading.result()
+    # What models and imports made stays: collections need not look at it again.
+    gc.collect()
+    gc.freeze()
+
+
+def _tell_ready(ready_fd: int | None) -> None:
+    if ready_fd is not None:
+        os.write(ready_fd, b"ready\n")
+        os.close(ready_fd)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    for repository in options.repository:
+        if not repository.is_dir():
+            sys.stderr.write(f"engine: model repository {repository} is no folder; build the models or name another\n")
+            return 1
+    try:
+        uvloop.run(_serve(options))
+    except RepositoryError as error:
+        sys.stderr.write(f"engine: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

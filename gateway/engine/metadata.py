@@ -1,0 +1,36 @@
+"""Owns the JSON answers that describe the server and its models; gRPC's are made from the same values."""
+
+from typing import Any, Final
+
+from gateway.engine.messages import message_json
+from gateway.engine.model import ModelVersion
+from gateway.engine.registry import Registry
+
+SERVER_NAME: Final = "tollway"
+#: What is truly served, by the names of Triton's protocol extensions.
+EXTENSIONS: Final = ("binary_tensor_data", "classification", "model_configuration", "statistics")
+_PLATFORMS: Final = {"onnxruntime": "onnxruntime_onnx", "python": "python", "ensemble": "ensemble"}
+
+
+def server_metadata(version: str) -> dict[str, Any]:
+    return {"name": SERVER_NAME, "version": version, "extensions": list(EXTENSIONS)}
+
+
+def model_metadata(version: ModelVersion, registry: Registry) -> dict[str, Any]:
+    """Shapes have -1 for the batch axis and for every variable size."""
+    interface = version.interface
+    batch = [-1] if interface.has_batch_axis else []
+    tensors = {
+        kind: [{"name": spec.name, "datatype": spec.datatype, "shape": [*batch, *spec.dims]} for spec in specs]
+        for kind, specs in (("inputs", interface.inputs), ("outputs", interface.outputs))
+    }
+    return {
+        "name": version.name,
+        "versions": [other.version for other in registry.versions_of(version.name)],
+        "platform": _PLATFORMS[version.config.platform],
+        **tensors,
+    }
+
+
+def model_config(version: ModelVersion) -> dict[str, Any]:
+    return message_json(version.config.message)

@@ -1,0 +1,218 @@
+"""HOT PATH. Owns the application that a listener serves: gathers a request, hands it to its protocol, ends it once.
+
+Every call ends in one reply: the protocol's own, or a refusal by the status table. A caller that leaves withdraws its
+work. A defect of ours becomes `internal`; its text goes to the log only.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from gateway.call import Data, Headers
+from gateway.engine.body import Body, too_large
+from gateway.engine.heads import HeadFacts, facts_of
+from gateway.engine.inference import InferRequest
+from gateway.engine.model import ModelVersion
+from gateway.engine.tensors import Array
+from gateway.engine.work import Servable, Work
+from gateway.errors import Code, TollwayError
+from gateway.net.exchange import Exchange
+
+_LOG: Final = logging.getLogger("tollway.engine")
+MIB: Final = 1 << 20
+BODY_BYTES_MAX: Final = 256 * MIB
+BUFFERED_BYTES_MAX: Final = 1024 * MIB
+
+
+class ProtocolServer(Protocol):
+    """REST or gRPC."""
+
+    def serve(self, call: "EngineCall", body: Data) -> None:
+        """Answer now, or submit a work that will.
+
+        Raises:
+            TollwayError: a refusal to send.
+        """
+
+    def finish(self, call: "EngineCall", outputs: list[Array]) -> None:
+        """Send the outputs of the call's work.
+
+        Raises:
+            TollwayError: they have no such form as asked for.
+        """
+
+    def refuse(self, call: "EngineCall", error: TollwayError) -> None:
+        """Reply with a fault."""
+
+
+class EngineCall:
+    """One exchange's progress. `deadline_ns` is monotonic, 0 for none; `is_over`: replied, or the caller has left."""
+
+    __slots__ = (
+        "body",
+        "deadline_ns",
+        "exchange",
+        "facts",
+        "is_over",
+        "request",
+        "servable",
+        "server",
+        "version",
+        "work",
+    )
+
+    def __init__(
+        self, exchange: Exchange, facts: HeadFacts, server: ProtocolServer, body: Body, deadline_ns: int
+    ) -> None:
+        self.exchange = exchange
+        self.facts = facts
+        self.server = server
+        self.body = body
+        self.deadline_ns = deadline_ns
+        self.is_over = False
+        self.version: ModelVersion | None = None
+        self.request: InferRequest | None = None
+        self.work: Work | None = None
+        self.servable: Servable | None = None
+
+    def infer(self, version: ModelVersion, servable: Servable, request: InferRequest) -> None:
+        """Submit what was asked for.
+
+        Raises:
+            TollwayError: invalid_tensor.
+        """
+        accepted = version.interface.accept(request.tensors)
+        self.version = version
+        self.request = request
+        self.servable = servable
+        work = self.work = Work(
+            accepted.feeds,
+            self._on_result,
+            self._on_error,
+            rows=accepted.rows,
+            signature=accepted.signature,
+            deadline_ns=self.deadline_ns,
+            timeout_ns=request.timeout_ns,
+            nbytes=accepted.nbytes,
+        )
+        servable.submit(work)
+
+    def _on_result(self, _work: Work, outputs: list[Array]) -> None:
+        if not self.is_over:
+            self.attempt(lambda: self.server.finish(self, outputs))
+
+    def _on_error(self, _work: Work, error: TollwayError) -> None:
+        self.fail(error)
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do a part of the call's work; what it raises ends the call."""
+        try:
+            action()
+        except TollwayError as error:
+            self.fail(error)
+        except Exception as error:  # noqa: BLE001 - a defect of ours ends this call, not the connection; it is logged
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """End the call with a fault, unless it is over."""
+        if self.is_over:
+            return
+        if not isinstance(error, TollwayError):
+            _LOG.error("call_failed target=%s", self.exchange.head.target[:200], exc_info=error)
+            error = TollwayError(Code.INTERNAL, "internal error")
+        self.server.refuse(self, error)
+
+    def reply(self, status: int, headers: Headers, body: Data, trailers: Headers | None = None) -> None:
+        """The one reply of the call; nothing, if the caller has left."""
+        if not self.is_over:
+            self.is_over = True
+            self.exchange.reply(status, headers, body, trailers)
+
+    def cost_headers(self) -> Headers:
+        """What the gateway bills and shows of this call's work."""
+        work = self.work
+        assert work is not None
+        return [
+            (b"tollway-rows", b"%d" % work.rows),
+            (b"tollway-compute-ns", b"%d" % work.compute_ns),
+            (b"tollway-queue-ns", b"%d" % work.queue_ns),
+        ]
+
+
+class Engine:
+    """The `Application` (gateway.net.exchange)."""
+
+    def __init__(
+        self,
+        http: ProtocolServer,
+        grpc: ProtocolServer,
+        now_ns: Callable[[], int],
+        *,
+        body_bytes_max: int = BODY_BYTES_MAX,
+        buffered_bytes_max: int = BUFFERED_BYTES_MAX,
+    ) -> None:
+        self._http = http
+        self._grpc = grpc
+        self._now_ns = now_ns
+        self._body_bytes_max = body_bytes_max
+        self._buffered_bytes_max = buffered_bytes_max
+        #: Of requests that are not complete yet; complete ones are bounded by their model's queue.
+        self.buffered_bytes = 0
+
+    def on_head(self, exchange: Exchange) -> None:
+        head = exchange.head
+        facts = facts_of(head)
+        bytes_max = self._body_bytes_max
+        body = Body(min(head.content_length, bytes_max), bytes_max)
+        server = self._grpc if head.is_grpc else self._http
+        deadline_ns = self._now_ns() + facts.remaining_ns if facts.remaining_ns else 0
+        call = exchange.call = EngineCall(exchange, facts, server, body, deadline_ns)
+        fault = facts.fault
+        if fault is None and head.content_length > bytes_max:
+            fault = too_large(bytes_max)
+        if fault is None and self.buffered_bytes > self._buffered_bytes_max:
+            fault = TollwayError(Code.OVERLOADED, "too many request bytes are held", retry_after_ms=1000)
+        if fault is not None:
+            call.fail(fault)
+        elif head.expects_continue:
+            exchange.send_continue()
+
+    def on_body(self, exchange: Exchange, data: Data) -> None:
+        call: EngineCall = exchange.call
+        if call.is_over:
+            return
+        try:
+            call.body.add(data)
+        except TollwayError as error:
+            self._release(call)
+            call.fail(error)
+        else:
+            self.buffered_bytes += len(data)
+
+    def on_end(self, exchange: Exchange) -> None:
+        call: EngineCall = exchange.call
+        if call.is_over:
+            return
+        body = call.body.take()
+        self._release(call)
+        call.attempt(lambda: call.server.serve(call, body))
+
+    def on_abort(self, exchange: Exchange) -> None:
+        call: Any = exchange.call
+        if call is None or call.is_over:
+            return
+        call.is_over = True
+        self._release(call)
+        if call.work is not None and call.servable is not None:
+            call.servable.cancel(call.work)
+
+    def on_writable(self, exchange: Exchange) -> None:
+        """Replies are whole: nothing waits for the peer."""
+
+    def _release(self, call: EngineCall) -> None:
+        """Stop counting, and holding, the body."""
+        self.buffered_bytes -= call.body.size
+        call.body = _EMPTY
+
+
+_EMPTY: Final = Body(0, 0)

@@ -14,6 +14,7 @@ enum { END_STREAM = 0x1, ACK = 0x1, END_HEADERS = 0x4, PADDED = 0x8, HAS_PRIORIT
 #define CONNECTION_UPDATE_AT (1024 * 1024)
 #define CONNECTION_WINDOW (1024 * 1024 * 1024)
 #define SLOTS (4 * H2_STREAMS)
+#define MINUS_ONE "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01" /* int64 -1 as a varint */
 #define FLOATS 240 /* 960 bytes of tensor, about 1 KB of message */
 
 /* A message with its 5 bytes of gRPC framing; count 0: the method is not served. */
@@ -67,7 +68,7 @@ static size_t tensor_metadata(uint8_t *to, int number, const char *name) {
     uint8_t tensor[64];
     size_t at = put_text(tensor, 1, name);
     at += put_text(tensor + at, 2, "FP32");
-    at += put_field(tensor + at, 3, "\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 10); /* packed [-1] */
+    at += put_field(tensor + at, 3, MINUS_ONE MINUS_ONE, 20); /* packed [-1, -1] */
     return put_field(to, number, tensor, at);
 }
 

@@ -38,9 +38,8 @@ def find_fault(served: Served, raters: Mapping[int, Rater]) -> Verdict | None:
 
     Precedence: malformed, unknown price version, charge mismatch; within one, the order of the checks below.
     """
-    malformed = _malformed_field(served)
-    if malformed is not None:
-        return Verdict(MALFORMED, malformed)
+    if not _is_well_formed(served):
+        return Verdict(MALFORMED, _malformed_field(served))
     rater = raters.get(served.price_version)
     if rater is None:
         return Verdict(UNKNOWN_PRICE_VERSION, "price_version")
@@ -55,28 +54,55 @@ def find_fault(served: Served, raters: Mapping[int, Rater]) -> Verdict | None:
     return None
 
 
-def _malformed_field(s: Served) -> str | None:
-    """The first field out of its range. One expression each: this runs per call."""
+def _is_well_formed(s: Served) -> bool:
+    """Every field in its range. One expression, because it runs per call."""
+    return (
+        len(s.call_id) == CALL_ID_BYTES
+        and 0 < len(s.tenant) <= NAME_CHARS_MAX
+        and 0 < len(s.model) <= NAME_CHARS_MAX
+        and 0 <= s.charge_nanos <= CHARGE_NANOS_MAX
+        and 0 <= s.t_ns < T_NS_MAX
+        and 0 <= s.rows < UNITS_MAX
+        and 0 <= s.compute_ns < UNITS_MAX
+        and 0 <= s.request_bytes < UNITS_MAX
+        and 0 <= s.reply_bytes < UNITS_MAX
+        and 0 <= s.outcome <= _FAILED
+        and 0 <= s.reason <= _NOT_BILLABLE
+        and (s.reason == _NOT_BILLABLE) == (s.outcome == _FAILED)
+        and len(s.key_id) <= NAME_CHARS_MAX
+        and len(s.plan) <= NAME_CHARS_MAX
+        and len(s.model_version) <= NAME_CHARS_MAX
+        and len(s.currency) <= NAME_CHARS_MAX
+        and 0 <= s.protocol < 256
+        and 0 <= s.price_version < 2**31
+    )
+
+
+def _malformed_field(s: Served) -> str:
+    """Which field made `_is_well_formed` say no: the first in its order."""
     if len(s.call_id) != CALL_ID_BYTES:
         return "call_id"
-    if not 0 < len(s.tenant) <= NAME_CHARS_MAX:
-        return "tenant"
-    if not 0 < len(s.model) <= NAME_CHARS_MAX:
-        return "model"
-    if not 0 <= s.charge_nanos <= CHARGE_NANOS_MAX:
-        return "charge_nanos"
-    if not 0 <= s.t_ns < T_NS_MAX:
-        return "t_ns"
-    for field in ("rows", "compute_ns", "request_bytes", "reply_bytes"):
-        if not 0 <= getattr(s, field) < UNITS_MAX:
+    for field in ("tenant", "model"):
+        if not 0 < len(getattr(s, field)) <= NAME_CHARS_MAX:
             return field
-    if not 0 <= s.outcome <= _FAILED:
-        return "outcome"
-    if not 0 <= s.reason <= _NOT_BILLABLE or (s.reason == _NOT_BILLABLE) != (s.outcome == _FAILED):
+    for field, limit in _LIMITS.items():
+        if not 0 <= getattr(s, field) < limit:
+            return field
+    if (s.reason == _NOT_BILLABLE) != (s.outcome == _FAILED):
         return "reason"
     for field in ("key_id", "plan", "model_version", "currency"):
         if len(getattr(s, field)) > NAME_CHARS_MAX:
             return field
-    if not 0 <= s.protocol < 256 or not 0 <= s.price_version < 2**31:
-        return "protocol" if not 0 <= s.protocol < 256 else "price_version"
-    return None
+    return "protocol" if not 0 <= s.protocol < 256 else "price_version"
+
+
+_LIMITS: Final = {
+    "charge_nanos": CHARGE_NANOS_MAX + 1,
+    "t_ns": T_NS_MAX,
+    "rows": UNITS_MAX,
+    "compute_ns": UNITS_MAX,
+    "request_bytes": UNITS_MAX,
+    "reply_bytes": UNITS_MAX,
+    "outcome": _FAILED + 1,
+    "reason": _NOT_BILLABLE + 1,
+}

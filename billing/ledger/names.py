@@ -4,28 +4,16 @@ import sqlite3
 from collections.abc import Hashable
 from typing import Any, Final
 
-from billing.events import Served
 from billing.ledger.port import Source
 
 #: Entries per cache; a fuller one is emptied, which costs look-ups and nothing else.
 CACHE_MAX: Final = 50_000
 
+#: The slow-changing facts of a call, in the order of FACET_COLUMNS.
 Facet = tuple[str, str, str, str, int, int, int, str, int]
-
-
-def facet_of(served: Served) -> Facet:
-    """The slow-changing facts of a call, in the order of the table `facet`."""
-    return (
-        served.key_id,
-        served.plan,
-        served.model,
-        served.model_version,
-        served.price_version,
-        served.outcome,
-        served.reason,
-        served.currency,
-        served.protocol,
-    )
+FACET_MODEL: Final = 2
+FACET_OUTCOME: Final = 5
+FACET_CURRENCY: Final = 7
 
 
 class Names:

@@ -6,7 +6,8 @@ everything; the caller acknowledges its logs only after `post` returned, so the 
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from billing import failpoint
@@ -24,7 +25,7 @@ from billing.ledger.port import (
     PriceBookConflict,
     Source,
 )
-from billing.ledger.posting import post_groups
+from billing.ledger.posting import Posted, post_fresh, post_sorted
 from billing.ledger.rules import GENESIS
 from billing.ledger.stored import find_event
 from billing.pricebook import decode_price_book, encode_price_book
@@ -46,12 +47,12 @@ class SqliteLedger:
     def post(self, batch: Batch) -> PostReport:
         if len(batch.posts) > BATCH_EVENTS_MAX:
             raise LedgerError(f"a batch of {len(batch.posts)} events is over the limit of {BATCH_EVENTS_MAX}")
-        with translated("post"), self._transaction():
-            groups, conflicts = post_groups(self._db, self._names, batch)
-            quarantined = self._quarantine(batch, conflicts)
-            voided = self._void(batch)
-            self._advance(batch)
-        return PostReport(groups, sum(group.posted for group in groups), voided, quarantined)
+        with translated("post"):
+            try:
+                return self._post(batch, post_fresh)
+            except sqlite3.IntegrityError:
+                # Some key is known (a batch sent again, a second log with the same call): nothing was kept of the try.
+                return self._post(batch, post_sorted)
 
     def state(self) -> LedgerState:
         with translated("state"):
@@ -101,6 +102,14 @@ class SqliteLedger:
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
+
+    def _post(self, batch: Batch, post_groups: Callable[[sqlite3.Connection, Names, Batch], Posted]) -> PostReport:
+        with self._transaction():
+            groups, conflicts = post_groups(self._db, self._names, batch)
+            quarantined = self._quarantine(batch, conflicts)
+            voided = self._void(batch)
+            self._advance(batch)
+        return PostReport(groups, sum(group.posted for group in groups), voided, quarantined)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -174,7 +174,7 @@ def check_config(message: Any) -> ModelConfig:
         batch_rows_max=rows_max,
         inputs=inputs,
         outputs=outputs,
-        batching=_batching(message, platform, rows_max),
+        batching=_batching(message, rows_max),
         queue=_queue(message.dynamic_batching.default_queue_policy),
         instances=_instances(message, platform),
         steps=steps,
@@ -278,11 +278,9 @@ def _fixed_product(dims: tuple[int, ...]) -> int:
     return product
 
 
-def _batching(message: Any, platform: Platform, rows_max: int) -> DynamicBatching | None:
+def _batching(message: Any, rows_max: int) -> DynamicBatching | None:
     if not message.HasField("dynamic_batching"):
         return None
-    if platform == "ensemble":
-        raise ConfigError("dynamic_batching: an ensemble has no queue; configure it on its steps")
     if rows_max == 0:
         raise ConfigError("dynamic_batching: needs max_batch_size of at least 1")
     batching = message.dynamic_batching

@@ -7,6 +7,7 @@ calls are refused at once.
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.call import Headers
-from gateway.net.exchange import UpstreamListener
+from gateway.net.exchange import POOL_FULL, UpstreamListener
 from gateway.net.h2_call import H2Call
 from gateway.net.h2_connection import H2Outbound
 from gateway.wire.header_blocks import BlockEncoder, HeaderMemo
@@ -57,7 +58,7 @@ class H2UpstreamPool:
         url: str,
         limits: H2PoolLimits,
         loop: asyncio.AbstractEventLoop,
-        monotonic_ns: Callable[[], int],
+        monotonic_ns: Callable[[], int] = time.monotonic_ns,
         budget: Budget | None = None,
     ) -> None:
         self._host, self._port, self._path = parse_endpoint(url)
@@ -133,7 +134,7 @@ class H2UpstreamPool:
         if self._is_closed:
             reason = "the pool is closed"
         elif self._waiting_count >= self.limits.waiting_max:
-            reason = "too many calls wait for a connection"
+            reason = POOL_FULL
         elif not self._connections and not self._connecting and self.loop.time() < self._retry_at_s:
             reason = "backend unavailable, connecting again soon"
         if reason:

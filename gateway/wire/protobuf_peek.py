@@ -191,6 +191,8 @@ def _first_dimension(data: Data, position: int, end: int, available: int) -> int
         if wire_type == _LENGTH:
             length, start = _varint(data, start, available)
             position = start + length
+            if position > end:
+                raise ValueError
             if number == _SHAPE and length:
                 return _rows(_varint(data, start, min(available, position))[0])
         elif wire_type == _VARINT:
@@ -205,6 +207,8 @@ def _first_dimension(data: Data, position: int, end: int, available: int) -> int
             raise ValueError
         if position > available:
             raise _Short
+    if position > end:
+        raise ValueError
     return -1
 
 

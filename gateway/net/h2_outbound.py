@@ -83,6 +83,10 @@ class H2UpstreamPool:
         self._retry_timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
+    @property
+    def connection_count(self) -> int:
+        return len(self._connections)
+
     # --- UpstreamPool ----------------------------------------------------------------------------------------------
 
     def request(

@@ -33,7 +33,7 @@ class Books:
         """Raises LedgerUnavailable."""
         self._ledger = ledger
         self._snapshot = snapshot
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[int, int, int] | None = None
         #: A published book that contradicts the ledger's of the same version; calls priced by it are quarantined.
         self.conflict: str | None = None
         self.raters: dict[int, Rater] = {}
@@ -56,19 +56,22 @@ class Books:
         """Learn the published book if the snapshot changed. One stat when it did not. Raises LedgerUnavailable."""
         try:
             status = self._snapshot.stat()
-            if (status.st_mtime_ns, status.st_ino) == self._seen:
+            seen = (status.st_mtime_ns, status.st_ino, status.st_size)
+            if seen == self._seen:
                 return
             book = _decoder.decode(self._snapshot.read_bytes()).prices
             if book.version not in self.raters or self.raters[book.version].book != book:
                 self.add(book)
-            self.conflict = None
         except FileNotFoundError:
             return
         except (msgspec.DecodeError, PriceError, PriceBookConflict) as error:
-            # Nothing can be done about it here; the calls are kept (quarantine) and status says why.
+            # Nothing can be done about it here; the calls are kept (quarantine) and status says why. Not remembered as
+            # seen, so that it is looked at again.
+            if self.conflict != str(error):
+                _log.error("price_book_refused: %s", error)
             self.conflict = str(error)
-            _log.error("price_book_refused: %s", error)
-        self._seen = (status.st_mtime_ns, status.st_ino)
+            return
+        self.conflict, self._seen = None, seen
 
     def _compile(self, books: dict[int, PriceBook]) -> None:
         for version, book in books.items():

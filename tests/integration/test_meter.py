@@ -96,7 +96,8 @@ def test_price_book_of_the_published_snapshot_is_learnt(data_dir: Path) -> None:
     with MeterProcess(data_dir) as running:
         assert running.wait_ready()
         assert running.ask("status")["price_versions"] == []
-        (data_dir / "snapshot").write_bytes(msgspec.msgpack.encode({"version": 9, "prices": BOOK}))
+        (data_dir / "new").write_bytes(msgspec.msgpack.encode({"version": 9, "prices": BOOK}))
+        (data_dir / "new").rename(data_dir / "snapshot")
         log = Epoch(data_dir / "usage")
         log.append(marked([call(1)]))
         assert running.ask("flush") == {"posted": 1}

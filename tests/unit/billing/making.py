@@ -75,7 +75,9 @@ class Epoch:
     """A usage log written by hand. It lives (holds its lock) until `die`."""
 
     def __init__(self, root: Path, instance: str = "w0", epoch: int = 1) -> None:
-        self.folder = root / instance / epoch_name(epoch)
+        published = root / instance / epoch_name(epoch)
+        # Built under a name that readers pass over, as the real writer does: without its lock it would look dead.
+        self.folder = published.with_name(f".new-{published.name}")
         self.source = Source(instance, epoch)
         self._disk = LocalDisk()
         self._codec = FrameCodec(instance, epoch)
@@ -85,6 +87,7 @@ class Epoch:
         self._index = 0
         self._offset = 0
         self._begin()
+        self.folder = self.folder.rename(published)
 
     def append(self, records: Sequence[Record]) -> None:
         """Write records behind the last one; rolls to a new segment when one is full."""

@@ -51,7 +51,7 @@ class Ensemble:
         if work.timeout_ns:
             at_ns = work.enqueued_ns + work.timeout_ns
             work.deadline_ns = min(work.deadline_ns or at_ns, at_ns)
-        progress = work.owner = _Progress(dict(work.feeds), list(self._steps))
+        progress = work.progress = _Progress(dict(work.feeds), list(self._steps))
         self._advance(work, progress)
 
     def cancel(self, work: Work) -> None:
@@ -97,7 +97,7 @@ class Ensemble:
 
     def _on_step(self, own: Work, outputs: list[Array]) -> None:
         work: Work = own.owner
-        progress: _Progress = work.owner
+        progress: _Progress = work.progress
         step = progress.running.pop(own)
         work.compute_ns += own.compute_ns
         work.queue_ns += own.queue_ns
@@ -108,7 +108,7 @@ class Ensemble:
 
     def _on_step_error(self, own: Work, error: TollwayError) -> None:
         work: Work = own.owner
-        progress: _Progress = work.owner
+        progress: _Progress = work.progress
         progress.running.pop(own)
         work.compute_ns += own.compute_ns
         self._fail(work, error)
@@ -133,7 +133,7 @@ class Ensemble:
             work.fail(error)
 
     def _withdraw_steps(self, work: Work) -> None:
-        progress: _Progress = work.owner
+        progress: _Progress = work.progress
         running, progress.running = progress.running, {}
         progress.waiting.clear()
         for own, step in running.items():

@@ -34,6 +34,7 @@ class Work:
         "on_error",
         "on_result",
         "owner",
+        "progress",
         "queue_ns",
         "rows",
         "signature",
@@ -64,8 +65,9 @@ class Work:
         self.queue_ns = 0
         self.compute_ns = 0
         self.is_done = False
-        #: Free for whoever runs the work (the ensemble keeps its progress here).
+        #: Free for whoever asks, and for whoever runs the work: an ensemble is both, of its steps and to its caller.
         self.owner: Any = None
+        self.progress: Any = None
 
     def resolve(self, outputs: list[Array]) -> None:
         """Hand over the outputs, unless the work is already resolved, failed or withdrawn."""

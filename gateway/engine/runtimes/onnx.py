@@ -3,7 +3,9 @@
 The border to the library: its exceptions become ours here and nowhere else.
 """
 
+import ctypes
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -108,7 +110,13 @@ class OnnxRuntime:
 
     @staticmethod
     def _bits(value: Any) -> Array:
-        return np.asarray(value.numpy()).view(np.uint16)
+        """A copy of the value's memory: the library hands BF16 out in no other way."""
+        shape = value.shape()
+        count = math.prod(shape)
+        if not count:
+            return np.empty(shape, dtype=np.uint16)
+        memory = (ctypes.c_uint16 * count).from_address(value.data_ptr())
+        return np.frombuffer(memory, dtype=np.uint16).reshape(shape).copy()
 
     def close(self) -> None:
         self._session = None

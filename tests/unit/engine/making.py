@@ -20,7 +20,7 @@ from gateway.engine.registry import Registry
 from gateway.engine.rest import RestServer
 from gateway.engine.rpc import RpcServer
 from gateway.engine.runner import Executed
-from gateway.engine.service import Engine
+from gateway.engine.service import BODY_BYTES_MAX, Engine
 from gateway.engine.tensors import Array
 from gateway.engine.work import Feeds, Work
 from gateway.errors import TollwayError
@@ -222,9 +222,10 @@ async def running_engine(
         )
         registry = Registry(roots, host)
         coder = Coder(pool, loop)
+        body_bytes_max = bounds.get("body_bytes_max", BODY_BYTES_MAX)
         engine = Engine(
-            RestServer(registry, coder, version="1"),
-            RpcServer(registry, coder, version="1"),
+            RestServer(registry, coder, version="1", body_bytes_max=body_bytes_max),
+            RpcServer(registry, coder, version="1", body_bytes_max=body_bytes_max),
             host.clock.monotonic_ns,
             **bounds,
         )

@@ -369,4 +369,3 @@ async def test_statistics_count_rows_batches_and_failures() -> None:
     assert shown["inference_stats"]["success"]["count"] == 2
     assert shown["inference_stats"]["fail"]["count"] == 1
     assert [batch["batch_size"] for batch in shown["batch_stats"]] == [1, 3]
-

@@ -20,10 +20,14 @@ CALLS_MAX = 10**12
 WINDOW_S_MAX = 86_400
 
 
+#: Names that open a file of the zone database, too, but are no zone, or another one on each machine.
+_NO_ZONES = frozenset({"localtime", "posixrules", "Factory"})
+
+
 @cache
 def _zones() -> frozenset[str]:
-    """Every IANA name this machine knows: names like "localtime" open a file, too, but mean another zone elsewhere."""
-    return frozenset(available_timezones())
+    """Every IANA name that this machine knows."""
+    return frozenset(available_timezones()) - _NO_ZONES
 
 
 def _zone(name: str) -> str:

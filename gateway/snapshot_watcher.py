@@ -81,19 +81,21 @@ class SnapshotWatcher:
             code=Code.POLICY_STALE, message="the policy is too old to serve by", retry_after_ms=_STALE_RETRY_MS
         )
 
+    async def wait_closed(self) -> None:
+        """Wait until the poll ends. Raises what ended it."""
+        assert self._task is not None
+        await asyncio.shield(self._task)
+
     async def close(self) -> None:
         """Stop polling. Raises what ended the poll early, if anything did."""
         task, self._task = self._task, None
         if task is None:
             return
         task.cancel()
-        try:
-            await task
-        except asyncio.CancelledError:
-            # Ours, unless somebody cancels the closer: then the caller's own cancellation must go on.
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                raise
+        # `wait` does not raise the task's own cancellation, so a cancellation that arrives here is the closer's.
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
 
     async def _poll(self) -> None:
         while True:

@@ -1,0 +1,93 @@
+"""Composition root of the quota owner: `python -m gateway.quota --socket S --data-dir D [--meter-socket M] …`.
+
+Without `--meter-socket` (metering is off) calendar caps start from zero. With `--workers N` the owner decides as soon
+as N workers have said hello, else half a second after its start. Ready means: listening.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from billing import failpoint
+from gateway.clock import SystemClock
+from gateway.quota.owner import Owner
+from gateway.quota.server import QuotaServer
+from gateway.snapshot import Snapshot
+from gateway.snapshot_watcher import SnapshotWatcher
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Run until SIGTERM or SIGINT. Raises what made serving impossible."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    owner = Owner(SystemClock(), has_meter=arguments.meter_socket is not None)
+    server: QuotaServer | None = None
+
+    def obey(snapshot: Snapshot) -> None:
+        owner.set_policy(snapshot.tenants, snapshot.plans)
+        if server is not None:
+            server.policy_changed()
+
+    watcher = SnapshotWatcher(arguments.data_dir, loop, obey)
+    if not await _until(stop, watcher.start()):
+        return
+    assert watcher.snapshot is not None
+    obey(watcher.snapshot)
+    server = QuotaServer(owner, loop, watcher.refresh, arguments.meter_socket, workers_expected=arguments.workers)
+    await server.listen(arguments.socket)
+    if arguments.ready_fd is not None:
+        os.write(arguments.ready_fd, b"ready\n")
+        os.close(arguments.ready_fd)
+    try:
+        await _until(stop, server.run(), watcher.wait_closed())
+    finally:
+        await server.close()
+        arguments.socket.unlink(missing_ok=True)
+        await watcher.close()
+
+
+async def _until(stop: asyncio.Event, *jobs: Coroutine[Any, Any, object]) -> bool:
+    """Run `jobs` until one ends (True) or `stop` is set (False); the others are cancelled. Raises what a job raised."""
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    tasks = [asyncio.create_task(job) for job in jobs]
+    try:
+        await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        ended = [task for task in tasks if task.done()]
+        for task in ended:
+            task.result()
+        return bool(ended)
+    finally:
+        for task in (stopping, *tasks):
+            task.cancel()
+        await asyncio.wait([stopping, *tasks])
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m gateway.quota", description="The quota owner of one machine.")
+    parser.add_argument("--socket", type=Path, required=True, help="unix socket to serve workers on")
+    parser.add_argument("--data-dir", type=Path, required=True, help="where control publishes the snapshot")
+    parser.add_argument("--meter-socket", type=Path, help="the meter's socket; without it caps start from zero")
+    parser.add_argument("--workers", type=int, default=0, help="workers expected; 0: unknown")
+    parser.add_argument("--ready-fd", type=int, help="file descriptor that is told when this serves")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    failpoint.arm(os.environ.get("TOLLWAY_FAILPOINT", ""))
+    uvloop.run(serve(parse_arguments(argv)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -28,6 +28,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s"
     )
+    # It would print the text of an unknown exception, which may hold a secret; `app` logs its type and place.
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
     try:
         _run(arguments)
     except SettingsError as error:

@@ -7,10 +7,12 @@ come through a guard is refused by every admin route.
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from traceback import extract_tb
 from typing import Final, cast
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from gateway.control import routes_policy, routes_reports, routes_system
@@ -29,6 +31,7 @@ Administration of a Tollway gateway: tenants, plans, keys, prices, usage and the
 * **Money** is integer nanos (1e-9 of the major unit), beside decimal text.
 """
 PROBLEMS_SHOWN: Final = 5
+PLACES_LOGGED: Final = 6
 _log = logging.getLogger("tollway.control")
 
 Handler = Callable[[Request, Exception], Awaitable[Response]]
@@ -53,6 +56,7 @@ def build_app(registry: Registry, data_dir: Path) -> FastAPI:
         (ControlError, _on_control_error),
         (RequestValidationError, _on_invalid),
         (HTTPException, _on_http_error),
+        (OperationalError, _on_database_error),
         (Exception, _on_unknown),
     ):
         app.add_exception_handler(kind, cast(Handler, handler))
@@ -75,9 +79,20 @@ async def _on_http_error(_request: Request, error: HTTPException) -> Response:
     return _answer(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
 
+async def _on_database_error(_request: Request, error: OperationalError) -> Response:
+    """Locked, full or failing right now; the change, if it was one, was rolled back or is retried by the heartbeat."""
+    _log.error("database_unavailable error=%s", type(error.orig).__name__)
+    message = "control.db cannot be read or written right now: check the data directory's disk, then try again"
+    return _answer(503, ControlCode.UNAVAILABLE, message, {"retry-after": "1"})
+
+
 async def _on_unknown(request: Request, error: Exception) -> Response:
-    # Only the type and the route: an exception's text may hold what must not be logged.
-    _log.error("internal_error type=%s method=%s path=%s", type(error).__name__, request.method, request.scope["path"])
+    # The type, the route and the place: an exception's text may hold what must not be logged.
+    place = " < ".join(
+        f"{frame.name}:{frame.lineno}" for frame in reversed(extract_tb(error.__traceback__)[-PLACES_LOGGED:])
+    )
+    path = request.scope["path"]
+    _log.error("internal_error type=%s method=%s path=%s at=%s", type(error).__name__, request.method, path, place)
     return _answer(500, ControlCode.INTERNAL, "something failed inside; control's log says what")
 
 

@@ -30,6 +30,9 @@ from gateway.snapshot import Backend, Key, Secret, Snapshot, Tenant, read_snapsh
 VERSION_COUNTER: Final = "snapshot_version"
 _log = logging.getLogger("tollway.control")
 
+#: The snapshot's file, or control.db, cannot be written or read right now.
+_DISK_ERRORS: Final = (OSError, sa.exc.OperationalError)
+
 Write = Callable[[Path, Snapshot], None]
 
 
@@ -76,8 +79,8 @@ class Publisher:
         """Returns once the newest committed policy is out. Raises ControlError when it cannot be written."""
         try:
             self._publish_committed()
-        except OSError as error:
-            _log.error("policy_not_published errno=%s", error.errno)
+        except _DISK_ERRORS as error:
+            _log.error("policy_not_published error=%s", type(error).__name__)
             raise ControlError(
                 ControlCode.UNAVAILABLE,
                 "the change is stored but not yet published: check the data directory's disk; "
@@ -89,9 +92,9 @@ class Publisher:
         try:
             self._publish_committed()
             touch_heartbeat(self._data_dir)
-        except OSError as error:
+        except _DISK_ERRORS as error:
             # The missing heartbeat is the message to workers; the next beat tries again.
-            _log.error("policy_not_published errno=%s", error.errno)
+            _log.error("policy_not_published error=%s", type(error).__name__)
 
     def _publish_committed(self) -> None:
         # One publisher at a time, reading after taking its turn: an older snapshot never replaces a newer one.

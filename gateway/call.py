@@ -2,7 +2,7 @@
 
 import os
 import time
-from typing import Any
+from typing import Any, Final
 
 Headers = list[tuple[bytes, bytes]]
 Data = bytes | memoryview
@@ -39,31 +39,51 @@ class RequestHead:
         self.memo: Any = None
 
 
-class CallIds:
-    """Mints UUIDv7 call ids (RFC 9562 §5.7): 48 bits of UTC milliseconds, then randomness.
+#: A random hex digit → the first digit of the variant field, 0b10xx.
+_VARIANT: Final = dict(zip(b"0123456789abcdef", (b"8", b"9", b"a", b"b") * 4, strict=True))
 
-    Random bytes are drawn in blocks: one `os.urandom` serves 256 calls. Not thread-safe: one per event loop.
+
+class CallIds:
+    """Mints UUIDv7 call ids (RFC 9562 §5.7) as text: 48 bits of UTC milliseconds, then randomness.
+
+    Random digits are drawn in blocks: one `os.urandom` serves 256 calls. Not thread-safe: one per event loop.
     """
 
-    __slots__ = ("_block", "_offset")
+    __slots__ = ("_block", "_ms", "_offset", "_time_text")
 
     _BLOCK_CALLS = 256
 
     def __init__(self) -> None:
         self._block = b""
         self._offset = 0
+        self._ms = -1
+        self._time_text = b""
 
     def mint(self) -> bytes:
-        """The 16 bytes of a new id."""
+        """The 36 characters of a new id, 8-4-4-4-12, lower case."""
         offset = self._offset
         if offset >= len(self._block):
-            self._block = os.urandom(10 * self._BLOCK_CALLS)
+            self._block = os.urandom(10 * self._BLOCK_CALLS).hex().encode()
             offset = 0
-        self._offset = offset + 10
-        noise = int.from_bytes(self._block[offset : offset + 10], "big")
-        # version 7 in bits 76-79, variant 0b10 in bits 62-63.
-        noise = (noise & 0x0FFF_3FFF_FFFF_FFFF_FFFF) | 0x7000_8000_0000_0000_0000
-        return (((time.time_ns() // 1_000_000) << 80) | noise).to_bytes(16, "big")
+        self._offset = offset + 20
+        digits = self._block[offset : offset + 20]
+        ms = time.time_ns() // 1_000_000
+        if ms != self._ms:
+            self._ms = ms
+            text = b"%012x" % ms
+            self._time_text = b"%b-%b-7" % (text[:8], text[8:])
+        return b"%b%b-%b%b-%b" % (
+            self._time_text,
+            digits[:3],
+            _VARIANT[digits[3]],
+            digits[4:7],
+            digits[8:],
+        )
+
+
+def call_id_bytes(call_id: bytes) -> bytes:
+    """The 16 bytes of an id's text, as the usage log and the ledger keep it."""
+    return bytes.fromhex(call_id.replace(b"-", b"").decode())
 
 
 def format_call_id(call_id: bytes) -> str:

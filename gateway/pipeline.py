@@ -23,7 +23,7 @@ from billing import failpoint
 from billing.events import Outcome, Reason, Served, encode
 from billing.rating import Rater
 from gateway.auth.keyring import Keyring, Principal, Scope, authorize
-from gateway.call import CallIds, Data, Headers, format_call_id
+from gateway.call import CallIds, Data, Headers, call_id_bytes
 from gateway.clock import Clock
 from gateway.errors import Code, Refusal
 from gateway.heads import HeadFacts, Kind, facts_of
@@ -32,17 +32,23 @@ from gateway.monitoring.call_log import LINE, CallLog
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
 from gateway.net.exchange import POOL_FULL, Exchange, Upstream
+from gateway.net.h1_inbound import H1Exchange
+from gateway.net.h1_outbound import H1Request, H1UpstreamPool
 from gateway.quota.store import Decision, Grant, QuotaStore
-from gateway.replies import GRPC_TYPE, JSON_TYPE, ChargeTexts, refuse, server_timing
+from gateway.replies import GRPC_TYPE, JSON_TYPE, ChargeTexts, kept_of, lines_of, refuse, server_timing
 from gateway.routing.router import Endpoint, Router
 from gateway.rows import RowPeek, row_peek_of
 from gateway.settings import Limits
 from gateway.wire.grpc import format_timeout
+from gateway.wire.http1 import encode_fields
 from gateway.wire.http2_frames import H2Code
 from gateway.wire.oip_peek import GrpcPeek
 from gateway.wire.protobuf_peek import Peeked
 
 _ANONYMOUS: Final = "-"
+_NO_TRAILERS: Final[Headers] = []
+#: Whole bodies up to this are not counted in the worker's budget: `calls_in_flight_max` bounds them well enough.
+_UNCOUNTED_BYTES_MAX: Final = 4096
 
 
 class Stage(IntEnum):
@@ -104,20 +110,32 @@ class Gateway:
     # -- Application -------------------------------------------------------------------------------------------------
 
     def on_head(self, exchange: Exchange) -> None:
+        self._begin(exchange, None)
+
+    def on_request(self, exchange: Exchange, body: bytes) -> None:
+        """A whole request at once (HTTP/1.1's usual case)."""
+        self._begin(exchange, body)
+
+    def _begin(self, exchange: Exchange, body: bytes | None) -> None:
         head = exchange.head
         facts: HeadFacts | None = head.memo
         if facts is None:
             facts = head.memo = facts_of(head)
-        call = LiveCall(self, exchange, facts)
+        call = LiveCall(self, exchange, facts, body)
         exchange.call = call
         self.live.add(call)
-        refusal = facts.refusal or self._refusal_of_state(facts, head.content_length)
-        if refusal is not None:
-            call.refuse(refusal)
+        if facts.refusal is not None:
+            call.refuse(facts.refusal)
         elif facts.kind <= Kind.HEALTH:
             call.answer_health()
-        else:
+        elif self._is_open_for(head.content_length):
             call.start()
+        else:
+            refusal = self._refusal_of_state(facts, head.content_length)
+            if refusal is None:
+                call.start()  # reads go on while usage cannot be recorded
+            else:
+                call.refuse(refusal)
 
     def on_body(self, exchange: Exchange, data: Data) -> None:
         call: LiveCall | None = exchange.call
@@ -141,10 +159,19 @@ class Gateway:
 
     # -- state that decides for every call alike ----------------------------------------------------------------------
 
+    def _is_open_for(self, content_length: int) -> bool:
+        """Whether nothing of ours stands against a new call; `_refusal_of_state` says what does."""
+        log, budget = self.log, self.budget
+        return (
+            not (self.is_draining or self.is_policy_refused)
+            and budget.bytes_used <= budget.bytes_max
+            and len(self.live) <= self.limits.calls_in_flight_max
+            and content_length <= self.limits.body_bytes_max
+            and (log is None or log.is_accepting)
+        )
+
     def _refusal_of_state(self, facts: HeadFacts, content_length: int) -> Refusal | None:
-        """Capacity, not policy: 503 and 413 before anything is looked at."""
-        if facts.kind <= Kind.HEALTH:
-            return None
+        """Capacity, not policy: 503 and 413 before anything is looked at. None: only metering stands against it."""
         if content_length > self.limits.body_bytes_max:
             return _too_large(self.limits.body_bytes_max)
         if self.is_draining:
@@ -177,85 +204,59 @@ def _too_large(limit: int) -> Refusal:
 class LiveCall:
     """One call, from its head to its log line. Created per request; the only per-call object of ours."""
 
-    __slots__ = (
-        "arrival_ns",
-        "backend_end_ns",
-        "backend_start_ns",
-        "buffered_bytes",
-        "call_id",
-        "charge_nanos",
-        "code",
-        "compute_ns",
-        "deadline",
-        "endpoint",
-        "exchange",
-        "facts",
-        "gateway",
-        "grant",
-        "held_request",
-        "is_gone",
-        "is_request_ended",
-        "is_streaming",
-        "model",
-        "peek",
-        "principal",
-        "queue_ns",
-        "reason",
-        "record_ns",
-        "reply_body",
-        "reply_bytes",
-        "reply_headers",
-        "reply_length",
-        "reply_status",
-        "reply_trailers",
-        "request_bytes",
-        "row_peek",
-        "rows",
-        "stage",
-        "status",
-        "upstream",
-        "version",
-    )
+    # Class-level defaults instead of __slots__: a call sets only what it needs; setting all of these costs 2 µs.
+    version = ""
+    principal: Principal | None = None
+    endpoint: Endpoint | None = None
+    grant: Grant | None = None
+    upstream: Upstream | None = None
+    peek: GrpcPeek | None = None
+    row_peek: RowPeek | None = None
+    deadline: asyncio.TimerHandle | None = None
+    #: Request bytes that wait for a decision or a model name; None until there are some.
+    held_request: list[bytes] | None = None
+    #: The request's body when it came whole.
+    body: bytes | None = None
+    buffered_bytes = 0
+    request_bytes = 0
+    is_request_ended = False
+    is_gone = False
+    is_streaming = False
+    reply_status = 0
+    reply_headers: Headers
+    reply_trailers: Headers | None = None
+    reply_body: list[bytes] | None = None
+    reply_length = -1
+    reply_bytes = 0
+    rows = 1
+    compute_ns = 0
+    queue_ns = 0
+    backend_start_ns = 0
+    backend_end_ns = 0
+    record_ns = 0
+    charge_nanos = 0
+    reason = int(Reason.NOT_BILLABLE)
+    code: Code | None = None
+    status = 0
+    stage = Stage.DECIDING
 
-    def __init__(self, gateway: Gateway, exchange: Exchange, facts: HeadFacts) -> None:
+    def __init__(self, gateway: Gateway, exchange: Exchange, facts: HeadFacts, body: bytes | None = None) -> None:
+        """`body`: the whole request's, when it came with its head."""
         self.gateway = gateway
         self.exchange = exchange
         self.facts = facts
         self.arrival_ns = gateway.clock.monotonic_ns()
+        #: 36 characters; the usage record keeps the 16 bytes.
         self.call_id = gateway.ids.mint()
         self.model = facts.model
-        self.version = facts.version
-        self.stage = Stage.DECIDING
-        self.principal: Principal | None = None
-        self.endpoint: Endpoint | None = None
-        self.grant: Grant | None = None
-        self.upstream: Upstream | None = None
-        self.peek: GrpcPeek | None = None
-        self.row_peek: RowPeek | None = None
-        self.deadline: asyncio.TimerHandle | None = None
-        #: Request bytes that wait for a decision, a model name or a connection.
-        self.held_request: list[bytes] = []
-        self.buffered_bytes = 0
-        self.request_bytes = 0
-        self.is_request_ended = False
-        self.is_gone = False
-        self.is_streaming = False
-        self.reply_status = 0
-        self.reply_headers: Headers = []
-        self.reply_trailers: Headers | None = None
-        self.reply_body: list[bytes] = []
-        self.reply_length = -1
-        self.reply_bytes = 0
-        self.rows = 1
-        self.compute_ns = 0
-        self.queue_ns = 0
-        self.backend_start_ns = 0
-        self.backend_end_ns = 0
-        self.record_ns = 0
-        self.charge_nanos = 0
-        self.reason = int(Reason.NOT_BILLABLE)
-        self.code: Code | None = None
-        self.status = 0
+        if facts.version:
+            self.version = facts.version
+        if body is not None:
+            self.body = body
+            self.is_request_ended = True
+            self.request_bytes = len(body)
+            if len(body) > _UNCOUNTED_BYTES_MAX:
+                self._buffer(len(body))
 
     # -- auth, route, admit -------------------------------------------------------------------------------------------
 
@@ -318,6 +319,9 @@ class LiveCall:
             return False
         self.stage = Stage.PEEKING
         self.row_peek = peek
+        if self.body is not None:
+            verdict = peek.feed(self.body)
+            self._take_rows(peek.finish() if verdict is False else verdict, peek)
         return False
 
     def admit(self) -> None:
@@ -355,35 +359,63 @@ class LiveCall:
         self.stage = Stage.FORWARDING
         self.backend_start_ns = self.gateway.clock.monotonic_ns()
         endpoint.outstanding += 1
-        upstream = pool.request(head.method, head.target, self._forwarded_headers(), head.content_length, self)
+        upstream: Upstream
+        body, self.body = self.body, None
+        if body is not None and isinstance(pool, H1UpstreamPool):
+            self.upstream = pool.request_whole(head.method, head.target, self._forwarded_lines(), body, self)
+            if self.buffered_bytes:
+                self._unbuffer()
+            return
+        if isinstance(pool, H1UpstreamPool):
+            upstream = pool.request_raw(head.method, head.target, self._forwarded_lines(), head.content_length, self)
+        else:
+            upstream = pool.request(head.method, head.target, self._forwarded_headers(), head.content_length, self)
         self.upstream = upstream
-        self.exchange.send_continue()
-        if self.held_request:
-            held, self.held_request = self.held_request, []
+        if head.expects_continue:
+            self.exchange.send_continue()
+        if self.held_request is not None:
+            held, self.held_request = self.held_request, None
             for data in held:
                 upstream.send_body(data)
             self._unbuffer()
             self.exchange.resume()
+        if body is not None:
+            upstream.send_body(body)
         if self.is_request_ended:
             upstream.send_end()
 
     def _forwarded_headers(self) -> Headers:
         """The caller's headers without credentials, plus id, trace and the time that is left."""
         facts = self.facts
-        hex_id = self.call_id.hex().encode()
-        trace_id = facts.trace_id or hex_id
+        hex_id = self.call_id.replace(b"-", b"")
         headers = [
             *facts.forward,
-            (b"x-request-id", facts.request_id or format_call_id(self.call_id).encode()),
-            (b"traceparent", b"00-%b-%b-%b" % (trace_id, hex_id[16:], facts.trace_flags)),
+            (b"x-request-id", facts.request_id or self.call_id),
+            (b"traceparent", b"00-%b-%b-%b" % (facts.trace_id or hex_id, hex_id[16:], facts.trace_flags)),
         ]
-        if facts.timeout_ns:
-            left_ns = max(1, self.arrival_ns + facts.timeout_ns - self.gateway.clock.monotonic_ns())
-            if self.exchange.head.is_grpc:
-                headers.append((b"grpc-timeout", format_timeout(left_ns)))
-            else:
-                headers.append((b"tollway-deadline-ns", b"%d" % left_ns))
+        if facts.timeout_ns and self.exchange.head.is_grpc:
+            headers.append((b"grpc-timeout", format_timeout(self._left_ns())))
+        elif facts.timeout_ns:
+            headers.append((b"tollway-deadline-ns", b"%d" % self._left_ns()))
         return headers
+
+    def _forwarded_lines(self) -> bytes:
+        """The same as HTTP/1.1 lines: what does not change from call to call was encoded once."""
+        facts = self.facts
+        hex_id = self.call_id.replace(b"-", b"")
+        lines = b"%bx-request-id: %b\r\ntraceparent: 00-%b-%b-%b\r\n" % (
+            facts.forward_lines,
+            facts.request_id or self.call_id,
+            facts.trace_id or hex_id,
+            hex_id[16:],
+            facts.trace_flags,
+        )
+        if facts.timeout_ns:
+            lines += b"tollway-deadline-ns: %d\r\n" % self._left_ns()
+        return lines
+
+    def _left_ns(self) -> int:
+        return max(1, self.arrival_ns + self.facts.timeout_ns - self.gateway.clock.monotonic_ns())
 
     def on_request_data(self, data: Data) -> None:
         """Body bytes of the caller: on to the backend, or held while something is undecided."""
@@ -405,6 +437,8 @@ class LiveCall:
             if not upstream.is_writable:
                 self.exchange.pause()
         elif self.stage <= Stage.DECIDING:
+            if self.held_request is None:
+                self.held_request = []
             self.held_request.append(data if isinstance(data, bytes) else bytes(data))
             self._buffer(size)
             if self.buffered_bytes > self.gateway.limits.stream_buffer_bytes_max and self.stage is Stage.DECIDING:
@@ -453,14 +487,12 @@ class LiveCall:
         assert endpoint is not None
         if self.peek is not None and not endpoint.is_trusted:
             self.rows = max(1, self.peek.rows)
-        kept = self.reply_headers
-        for pair in headers:
-            name = pair[0]
-            if name.startswith(b"tollway-"):
-                if endpoint.is_trusted:
-                    self._read_units(name, pair[1])
-            elif name not in (b"content-length", b"x-request-id"):
-                kept.append(pair)
+        kept, units = kept_of(headers)
+        self.reply_headers = kept
+        if endpoint.is_trusted:
+            upstream = self.upstream
+            for name, value in upstream.units if isinstance(upstream, H1Request) else units:
+                self._read_units(name, value)
 
     def _read_units(self, name: bytes, value: bytes) -> None:
         """What a trusted backend says it did; anything but digits is a fault of ours, not the caller's."""
@@ -477,6 +509,8 @@ class LiveCall:
         """Hold the reply whole up to the limit; past it stream all but the last piece (MONEY.md R1)."""
         size = len(data)
         self.reply_bytes += size
+        if self.reply_body is None:
+            self.reply_body = []
         self.reply_body.append(data if isinstance(data, bytes) else bytes(data))
         self._buffer(size)
         if self.reply_bytes > self.gateway.limits.held_reply_bytes_max:
@@ -485,6 +519,7 @@ class LiveCall:
     def _stream(self) -> None:
         """Send everything but the newest piece, whose arrival proves that the reply was not yet complete."""
         exchange = self.exchange
+        assert self.reply_body is not None
         if not self.is_streaming:
             self.is_streaming = True
             self._price()
@@ -502,6 +537,16 @@ class LiveCall:
             failpoint.hit("after_first_chunk")
         if not exchange.is_writable and self.upstream is not None:
             self.upstream.pause()
+
+    def on_reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole small reply in one step."""
+        self.on_reply_head(status, headers, len(body))
+        if len(body) > _UNCOUNTED_BYTES_MAX:
+            self.on_reply_body(body)
+        else:
+            self.reply_body = [body]
+            self.reply_bytes = len(body)
+        self.on_reply_end(_NO_TRAILERS)
 
     def on_reply_end(self, trailers: Headers) -> None:
         """Settle: what was it, what does it cost; then record it, or pass an error on."""
@@ -559,7 +604,7 @@ class LiveCall:
             self._price()
         policy = self.gateway.policy
         record = Served(
-            call_id=self.call_id,
+            call_id=call_id_bytes(self.call_id),
             tenant=principal.tenant.tenant,
             key_id=principal.key.key_id,
             plan=principal.plan.name,
@@ -597,15 +642,18 @@ class LiveCall:
         """Hand the reply, or the rest of it, to the socket."""
         exchange = self.exchange
         self.status = self.reply_status
+        body = self.reply_body or ()
         if self.is_streaming:
-            for data in self.reply_body:
+            for data in body:
                 exchange.send_body(data)
             exchange.send_end(self.reply_trailers)
         else:
-            body = self.reply_body
             whole = body[0] if len(body) == 1 else b"".join(body)
-            headers = self.reply_headers + self._own_headers(self.record_ns)
-            exchange.reply(self.reply_status, headers, whole, self.reply_trailers)
+            if isinstance(exchange, H1Exchange) and self.facts.kind is Kind.INFER:
+                exchange.reply_lines(self.reply_status, self._reply_lines(), whole)
+            else:
+                headers = self.reply_headers + self._own_headers(self.record_ns)
+                exchange.reply(self.reply_status, headers, whole, self.reply_trailers)
         self.finish()
 
     def _own_headers(self, record_ns: int) -> Headers:
@@ -622,9 +670,26 @@ class LiveCall:
             headers.extend(self.grant.headers)
         return headers
 
+    def _reply_lines(self) -> bytes:
+        """`reply_headers` and `_own_headers` of an inference as HTTP/1.1 lines, in one formatting step."""
+        policy = self.gateway.policy
+        grant = self.grant
+        return b"%b%btollway-call-id: %b\r\nx-request-id: %b\r\ntollway-charge: %b\r\nserver-timing: %b\r\n" % (
+            lines_of(self.reply_headers),
+            b"" if grant is None else encode_fields(grant.headers),
+            self.call_id,
+            self.facts.request_id or self.call_id,
+            self.gateway.charges.text(self.charge_nanos, self.reason, policy.price_version, policy.currency),
+            server_timing(
+                self.backend_start_ns - self.arrival_ns,
+                self.queue_ns,
+                self.backend_end_ns - self.backend_start_ns,
+                self.record_ns,
+            ),
+        )
+
     def _identity(self) -> Headers:
-        call_id = format_call_id(self.call_id).encode()
-        return [(b"tollway-call-id", call_id), (b"x-request-id", self.facts.request_id or call_id)]
+        return [(b"tollway-call-id", self.call_id), (b"x-request-id", self.facts.request_id or self.call_id)]
 
     # -- other ends ---------------------------------------------------------------------------------------------------
 
@@ -654,7 +719,7 @@ class LiveCall:
             self.exchange.abort(H2Code.INTERNAL_ERROR)
         else:
             identity = self._identity()
-            self.status = refuse(self.exchange, refusal, identity, format_call_id(self.call_id))
+            self.status = refuse(self.exchange, refusal, identity, self.call_id.decode())
         self.finish()
 
     def on_deadline(self) -> None:
@@ -687,7 +752,8 @@ class LiveCall:
         gateway.live.discard(self)
         if self.deadline is not None:
             self.deadline.cancel()
-        self._unbuffer()
+        if self.buffered_bytes:
+            self._unbuffer()
         if self.endpoint is not None and self.backend_start_ns:
             self.endpoint.outstanding -= 1
         if self.grant is not None and gateway.quota is not None:
@@ -707,7 +773,7 @@ class LiveCall:
             LINE
             % (
                 self.gateway.clock.wall_ns(),
-                format_call_id(self.call_id).encode(),
+                self.call_id,
                 principal.tenant.tenant.encode() if principal is not None else b"",
                 principal.key.key_id.encode() if principal is not None else b"",
                 protocol.encode(),
@@ -721,7 +787,7 @@ class LiveCall:
                 self.record_ns // 1000,
                 self.request_bytes,
                 self.reply_bytes,
-                self.facts.trace_id or self.call_id.hex().encode(),
+                self.facts.trace_id or self.call_id.replace(b"-", b""),
             )
         )
 

@@ -1,12 +1,13 @@
 """HOT PATH. Owns what Tollway itself says in replies: refusals on both protocols, and the headers of every answer."""
 
-from typing import Final
+from typing import Final, cast
 
 from billing.events import Reason
 from gateway.call import Headers
 from gateway.errors import Code, Refusal
 from gateway.net.exchange import Exchange
 from gateway.wire.grpc import status_trailers
+from gateway.wire.http1 import FieldList, encode_fields
 from gateway.wire.status import STATUS, oip_error_body
 
 JSON_TYPE: Final = (b"content-type", b"application/json")
@@ -61,11 +62,44 @@ def _charge_text(nanos: int, reason: int, price_version: int, currency: str) -> 
     return b"%b %b; reason=%b; price=%d" % (amount.encode(), currency.encode(), _REASON_NAMES[reason], price_version)
 
 
+def kept_of(headers: Headers) -> tuple[Headers, Headers]:
+    """(what is passed on to the caller, `tollway-*` units) of a backend's reply head; do not change either.
+
+    Remembered on heads that the wire shares between equal replies.
+    """
+    if isinstance(headers, FieldList):
+        if headers.memo is None:
+            headers.memo = _split(headers)
+        return cast("tuple[Headers, Headers]", headers.memo)
+    return _split(headers)
+
+
+def lines_of(kept: Headers) -> bytes:
+    """`kept` as HTTP/1.1 lines; encoded once where it is shared."""
+    if isinstance(kept, FieldList):
+        if kept.memo is None:
+            kept.memo = encode_fields(kept)
+        return cast("bytes", kept.memo)
+    return encode_fields(kept)
+
+
+def _split(headers: Headers) -> tuple[Headers, Headers]:
+    kept = FieldList([])
+    units: Headers = []
+    for pair in headers:
+        name = pair[0]
+        if name.startswith(b"tollway-"):
+            units.append(pair)
+        elif name not in (b"content-length", b"x-request-id"):
+            kept.append(pair)
+    return kept, units
+
+
 def server_timing(gateway_ns: int, queue_ns: int, backend_ns: int, record_ns: int) -> bytes:
-    """`Server-Timing` (W3C), durations in milliseconds with three decimals, by integer arithmetic."""
-    return b"gateway;dur=%d.%03d, queue;dur=%d.%03d, backend;dur=%d.%03d, record;dur=%d.%03d" % (
-        *divmod(gateway_ns // 1000, 1000),
-        *divmod(queue_ns // 1000, 1000),
-        *divmod(backend_ns // 1000, 1000),
-        *divmod(record_ns // 1000, 1000),
+    """`Server-Timing` (W3C), durations in milliseconds with three decimals."""
+    return b"gateway;dur=%.3f, queue;dur=%.3f, backend;dur=%.3f, record;dur=%.3f" % (
+        gateway_ns / 1e6,
+        queue_ns / 1e6,
+        backend_ns / 1e6,
+        record_ns / 1e6,
     )

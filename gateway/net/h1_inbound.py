@@ -46,17 +46,23 @@ class H1Exchange:
         return self.head.expects_continue and not self._is_continued
 
     def reply(self, status: int, headers: Headers, body: Data, trailers: Headers | None = None) -> None:
+        if self._connection is None:
+            return
+        fields = headers + trailers if trailers else headers
+        self.reply_lines(status, encode_fields(fields), body if isinstance(body, bytes) else bytes(body))
+
+    def reply_lines(self, status: int, lines: bytes, body: bytes) -> None:
+        """`reply` with header lines that are already encoded (each with its line end)."""
         connection = self._connection
         if connection is None:
             return
         self._connection = None
-        fields = headers + trailers if trailers else headers
         is_kept = connection.keeps(self)
         tail = b"content-length: %d\r\n\r\n" if is_kept else b"content-length: %d\r\nconnection: close\r\n\r\n"
-        parts = [status_line(status), *[b"%b: %b\r\n" % pair for pair in fields], tail % len(body)]
-        if self.head.method != b"HEAD":
-            parts.append(body)  # type: ignore[arg-type]  # bytes.join takes any buffer
-        connection.write(b"".join(parts))
+        if self.head.method == b"HEAD":
+            connection.write(b"".join((status_line(status), lines, tail % len(body))))
+        else:
+            connection.write(b"".join((status_line(status), lines, tail % len(body), body)))
         connection.on_replied(self, is_kept=is_kept)
 
     def send_head(self, status: int, headers: Headers) -> None:
@@ -129,6 +135,7 @@ class H1Connection(asyncio.Protocol):
         "_is_writable",
         "_limits",
         "_loop",
+        "_on_request",
         "_pending",
         "_registry",
         "_since_s",
@@ -144,6 +151,7 @@ class H1Connection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._app = app
+        self._on_request = getattr(app, "on_request", None)
         self._limits = limits
         self._heads = heads
         self._registry = registry
@@ -222,6 +230,16 @@ class H1Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_closing:
             return
+        if self._exchange is None and not self._pending and self._drain_left < 0 and self._on_request is not None:
+            # The usual case in one step: a head seen before, and its whole body with it.
+            end = data.find(HEAD_END) + 4
+            h1 = self._heads.memo.get(data[:end])
+            if h1 is not None and h1.head.content_length == len(data) - end:
+                exchange = H1Exchange(self, h1, is_writable=self._is_writable)
+                exchange.is_request_done = True
+                self._exchange = exchange
+                self._on_request(exchange, data[end:])
+                return
         # Anything arriving renews a body's time, but not a head's: a head dripped byte by byte must still end.
         if self._exchange is not None:
             self._since_s = self._loop.time()

@@ -6,22 +6,24 @@ used; one that closes under a request reports `is_sent=True`: the caller decides
 
 import asyncio
 from collections import deque
-from typing import Final
+from typing import Final, cast
 
 from gateway.call import Data, Headers
 from gateway.net.address import Address, open_connection
 from gateway.net.exchange import POOL_FULL, UpstreamListener
 from gateway.settings import Limits
-from gateway.wire.http1 import HEAD_END, Http1Error, ResponseHead, encode_fields, parse_response_head
+from gateway.wire.http1 import HEAD_END, Http1Error, ResponseHead, ResponseHeads, encode_fields
 from gateway.wire.http1_body import BodyReader
 
 _RESPONSE_HEAD_BYTES_MAX: Final = 64 * 1024
+#: A request is gathered up to this before it is written: head and a small body leave in one syscall.
+_GATHER_BYTES_MAX: Final = 64 * 1024
 
 
 class H1Request:
     """One request to the endpoint; the `Upstream` that a pipeline holds. Dead once answered, failed or cancelled."""
 
-    __slots__ = ("connection", "is_chunked", "is_ended", "is_writable", "listener", "method", "pool", "unsent")
+    __slots__ = ("connection", "is_chunked", "is_ended", "is_writable", "listener", "method", "pool", "units", "unsent")
 
     def __init__(self, pool: "H1UpstreamPool", method: bytes, listener: UpstreamListener, *, is_chunked: bool) -> None:
         self.pool = pool
@@ -30,9 +32,11 @@ class H1Request:
         self.is_chunked = is_chunked
         self.connection: _Connection | None = None
         #: What is to be sent once connected.
-        self.unsent: list[Data] = []
+        self.unsent: list[bytes] = []
         self.is_ended = False
         self.is_writable = True
+        #: The `tollway-*` fields of the reply's head, set before `on_reply_head`.
+        self.units: Headers = []
 
     def send_body(self, data: Data) -> None:
         if self.listener is None:
@@ -50,11 +54,14 @@ class H1Request:
         if self.listener is None or self.is_ended:
             return
         self.is_ended = True
-        if self.is_chunked:
-            if self.connection is None:
+        connection = self.connection
+        if connection is None:
+            if self.is_chunked:
                 self.unsent.append(b"0\r\n\r\n")
-            else:
-                self.connection.write(b"0\r\n\r\n")
+        else:
+            if self.is_chunked:
+                connection.write(b"0\r\n\r\n")
+            connection.flush()
 
     def pause(self) -> None:
         if self.connection is not None:
@@ -87,6 +94,7 @@ class _Connection(asyncio.Protocol):
         "_head",
         "_is_writable",
         "_outbox",
+        "_outbox_bytes",
         "_pool",
         "_request",
         "_transport",
@@ -102,13 +110,13 @@ class _Connection(asyncio.Protocol):
         self._body = BodyReader()
         self._buffer = b""
         self._is_writable = True
-        #: Writes of one loop turn: head and body leave in one syscall. None: nothing is scheduled.
-        self._outbox: list[Data] = []
+        self._outbox: list[bytes] = []
+        self._outbox_bytes = 0
         self.is_closed = False
         self.idle_since_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop's are not derived from asyncio's
         self._transport = transport
         transport.set_write_buffer_limits(high=self._pool.limits.stream_buffer_bytes_max)
 
@@ -118,23 +126,36 @@ class _Connection(asyncio.Protocol):
         self._head = None
         request.connection = self
         unsent, request.unsent = request.unsent, []
-        self._outbox.extend(unsent)
-        self._pool.loop.call_soon(self._flush)
+        for data in unsent:
+            self.write(data)
+        if request.is_ended:
+            self.flush()
         if not request.is_writable:
             request.is_writable = True
             if request.listener is not None:
                 request.listener.on_upstream_writable()
 
-    def write(self, data: Data) -> None:
-        if self._outbox:
-            self._outbox.append(data if isinstance(data, bytes) else bytes(data))
-        else:
-            self._transport.write(data)
+    def start_whole(self, request: H1Request, data: bytes) -> None:
+        """Send a request that is complete."""
+        self._request = request
+        self._head = None
+        request.connection = self
+        self._transport.write(data)
 
-    def _flush(self) -> None:
-        outbox, self._outbox = self._outbox, []
+    def write(self, data: Data) -> None:
+        """Gather, or write once enough has come."""
+        self._outbox.append(data if isinstance(data, bytes) else bytes(data))
+        self._outbox_bytes += len(data)
+        if self._outbox_bytes > _GATHER_BYTES_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is gathered, in one call."""
+        outbox = self._outbox
         if outbox and not self.is_closed:
             self._transport.write(outbox[0] if len(outbox) == 1 else b"".join(outbox))
+        self._outbox = []
+        self._outbox_bytes = 0
 
     def pause(self) -> None:
         if not self.is_closed:
@@ -157,8 +178,11 @@ class _Connection(asyncio.Protocol):
     # -- asyncio.Protocol --------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._request is None:
+        request = self._request
+        if request is None:
             self.close()  # a reply nobody asked for: the connection has lost its framing
+            return
+        if self._head is None and not self._buffer and request.is_ended and self._read_whole(data, request):
             return
         if self._buffer:
             data = self._buffer + data
@@ -169,6 +193,25 @@ class _Connection(asyncio.Protocol):
             self._fail(error.message)
             if not self.is_closed:
                 self.cut()
+
+    def _read_whole(self, data: bytes, request: H1Request) -> bool:
+        """The usual case in one step: head and body in one read. False: `_read` goes on from where we are."""
+        end = data.find(HEAD_END) + 4
+        if end < 4:
+            return False
+        try:
+            head, units = self._pool.heads.parse(data[:end], request.method)
+        except Http1Error:
+            return False  # `_read` meets it again and says so
+        if head.length != len(data) - end or not head.is_keepalive or head.status < 200:
+            return False
+        listener = request.listener
+        self._request = request.listener = request.connection = None
+        request.units = units
+        self._pool.release(self)
+        if listener is not None:
+            listener.on_reply(head.status, head.headers, data[end:])
+        return True
 
     def _read(self, data: bytes) -> None:
         position = 0
@@ -192,7 +235,7 @@ class _Connection(asyncio.Protocol):
     def _read_head(self, data: bytes, position: int, end: int) -> int:
         request = self._request
         assert request is not None
-        head = parse_response_head(data[position:end], request.method)
+        head, request.units = self._pool.heads.parse(data[position:end], request.method)
         if head.status < 200:
             return end  # 100 Continue and friends: the final head follows
         self._head = head
@@ -272,6 +315,7 @@ class H1UpstreamPool:
         "_tasks",
         "_waiting",
         "address",
+        "heads",
         "limits",
         "loop",
     )
@@ -280,6 +324,7 @@ class H1UpstreamPool:
         self.address = address
         self.limits = limits
         self.loop = loop
+        self.heads = ResponseHeads()
         self._authority = b"host: %b\r\n" % address.authority
         self._idle: list[_Connection] = []
         self._connections: set[_Connection] = set()
@@ -315,16 +360,41 @@ class H1UpstreamPool:
             framing = b"content-length: %d\r\n\r\n" % content_length
         else:
             framing = b"\r\n"
-        request.unsent.append(
-            b"".join((method, b" ", target, b" HTTP/1.1\r\n", self._authority, fields, framing)),
+        request.unsent.append(b"%b %b HTTP/1.1\r\n%b%b%b" % (method, target, self._authority, fields, framing))
+        self._begin(request)
+        return request
+
+    def request_whole(
+        self, method: bytes, target: bytes, fields: bytes, body: bytes, listener: UpstreamListener
+    ) -> H1Request:
+        """As `request_raw` and its body and end, in one write."""
+        request = H1Request(self, method, listener, is_chunked=False)
+        request.is_ended = True
+        data = b"%b %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
+            method,
+            target,
+            self._authority,
+            fields,
+            len(body),
+            body,
         )
+        if self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed:
+                connection.start_whole(request, data)
+                return request
+        request.unsent.append(data)
+        self._begin(request)
+        return request
+
+    def _begin(self, request: H1Request) -> None:
+        """Start on the newest idle connection, or wait for one."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_closed:
                 connection.start(request)
-                return request
+                return
         self._wait_for_connection(request)
-        return request
 
     def _wait_for_connection(self, request: H1Request) -> None:
         limit = self.limits.upstream_connections_max

@@ -10,7 +10,7 @@ import socket
 import ssl
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 from gateway.net.budget import BufferBudget
 from gateway.net.exchange import Application
@@ -170,7 +170,7 @@ class _Sniffer(asyncio.Protocol):
         self._since_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast("asyncio.Transport", transport)  # uvloop's are not derived from asyncio's
         listener = self._listener
         if listener.connection_count >= listener.limits.connections_max:
             transport.abort()

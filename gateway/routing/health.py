@@ -39,6 +39,11 @@ class _Listener:
             status = dict(trailers).get(b"grpc-status", b"0")
             self._future.set_result((self._status if status == b"0" else 503, bytes(self._body)))
 
+    def on_reply(self, status: int, headers: Headers, body: bytes) -> None:
+        self._status = status
+        self.on_reply_body(body)
+        self.on_reply_end([])
+
     def on_reply_error(self, *, is_sent: bool, reason: str) -> None:
         if not self._future.done():
             self._future.set_exception(ConnectionError(reason))
@@ -88,6 +93,8 @@ async def probe(endpoint: Endpoint) -> None:
     except (ConnectionError, TimeoutError, msgspec.DecodeError) as error:
         endpoint.is_up = False
         endpoint.reason = str(error) or type(error).__name__
+    finally:
+        endpoint.state += 1
 
 
 async def _probe_http(endpoint: Endpoint, pool: UpstreamPool) -> None:

@@ -12,6 +12,7 @@ from gateway.errors import Code, Refusal
 from gateway.net.exchange import UpstreamPool
 
 _RETRY_MS: Final = 1000
+_CHOSEN_MAX: Final = 1024
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class Endpoint:
     is_up: bool = False
     catalogue: dict[str, dict[str, bool]] | None = None
     outstanding: int = 0
+    #: Grows with every change of what is known: remembered choices of an older state are void.
+    state: int = 0
     #: Consecutive failures to connect since the last good answer.
     failures: int = 0
     reason: str = field(default="not asked yet")
@@ -37,14 +40,27 @@ class Endpoint:
 class Router:
     """All endpoints of one worker."""
 
-    __slots__ = ("_is_triton_compat", "endpoints")
+    __slots__ = ("_chosen", "_is_triton_compat", "endpoints")
 
     def __init__(self, endpoints: Iterable[Endpoint], *, is_triton_compat: bool = False) -> None:
         self.endpoints = tuple(endpoints)
         self._is_triton_compat = is_triton_compat
+        self._chosen: dict[tuple[str, str, bool], tuple[Endpoint, int]] = {}
 
     def choose(self, model: str, version: str, *, is_grpc: bool) -> Endpoint | Refusal:
         """The endpoint for `model` (`version` may be empty: the backend's policy decides)."""
+        chosen = self._chosen.get((model, version, is_grpc))
+        if chosen is not None and chosen[1] == chosen[0].state:
+            return chosen[0]
+        endpoint = self._choose(model, version, is_grpc=is_grpc)
+        if isinstance(endpoint, Endpoint) and endpoint is self.endpoints[0]:
+            # Only the first in order: a later one may have to give way when an earlier one comes up.
+            if len(self._chosen) >= _CHOSEN_MAX:
+                self._chosen.clear()
+            self._chosen[model, version, is_grpc] = (endpoint, endpoint.state)
+        return endpoint
+
+    def _choose(self, model: str, version: str, *, is_grpc: bool) -> Endpoint | Refusal:
         candidate: Endpoint | None = None
         for endpoint in self.endpoints:
             if (endpoint.grpc if is_grpc else endpoint.http) is None or not endpoint.matches(model):
@@ -99,5 +115,6 @@ class Router:
     def note_connect_failure(self, endpoint: Endpoint, reason: str) -> None:
         """A call could not reach the endpoint: no further call is sent until the health probe succeeds."""
         endpoint.failures += 1
+        endpoint.state += 1
         endpoint.is_up = False
         endpoint.reason = reason

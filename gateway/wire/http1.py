@@ -79,23 +79,24 @@ class _Collector:
 class RequestHeads:
     """Parses request heads; remembers up to `memo_max` of them and forgets all when full."""
 
-    __slots__ = ("_headers_max", "_memo", "_memo_max")
+    __slots__ = ("_headers_max", "_memo_max", "memo")
 
     def __init__(self, headers_max: int, memo_max: int = 512) -> None:
         self._headers_max = headers_max
-        self._memo: dict[bytes, H1Head] = {}
+        #: Heads by their exact bytes; connections look here first.
+        self.memo: dict[bytes, H1Head] = {}
         self._memo_max = memo_max
 
     def parse(self, raw: bytes) -> H1Head:
         """The head in `raw`, which ends with its empty line. Raises Http1Error."""
-        found = self._memo.get(raw)
+        found = self.memo.get(raw)
         if found is not None:
             return found
         parsed = parse_request_head(raw, self._headers_max)
         if len(raw) <= _MEMO_HEAD_BYTES_MAX:
-            if len(self._memo) >= self._memo_max:
-                self._memo.clear()
-            self._memo[raw] = parsed
+            if len(self.memo) >= self._memo_max:
+                self.memo.clear()
+            self.memo[raw] = parsed
         return parsed
 
 
@@ -212,19 +213,102 @@ def _length(text: bytes) -> int:
     return int(text)
 
 
+class FieldList(list[tuple[bytes, bytes]]):
+    """Header fields, maybe shared between equal heads; `memo` is the application's, as `RequestHead.memo`."""
+
+    __slots__ = ("memo",)
+
+    def __init__(self, fields: Headers) -> None:
+        super().__init__(fields)
+        self.memo: object = None
+
+
 class ResponseHead:
     """An upstream response head. `length`: body bytes, -1 until close, -2 chunked."""
 
-    __slots__ = ("headers", "is_keepalive", "length", "status")
+    __slots__ = ("headers", "is_close_said", "is_keepalive", "length", "status")
 
     UNTIL_CLOSE: Final = -1
     CHUNKED: Final = -2
 
     def __init__(self, status: int, headers: Headers, length: int, *, is_keepalive: bool) -> None:
         self.status = status
-        self.headers = headers
+        self.headers = FieldList(headers)
         self.length = length
         self.is_keepalive = is_keepalive
+        #: The connection ends with this reply by its own words, not for want of a length.
+        self.is_close_said = False
+
+
+_UNIT_NAMES: Final = frozenset({b"tollway-rows", b"tollway-compute-ns", b"tollway-queue-ns"})
+_UNITS_START: Final = b"\r\ntollway-"
+_NO_UNITS: Final[Headers] = []
+
+
+class ResponseHeads:
+    """Parses response heads; remembers up to `memo_max` of them and forgets all when full.
+
+    The embedded engine ends its heads with fields that differ from call to call (`tollway-*` and `content-length`): the
+    part before them is remembered, the tail is read by hand, strictly. Any other head is remembered whole.
+    """
+
+    __slots__ = ("_memo", "_memo_max")
+
+    def __init__(self, memo_max: int = 512) -> None:
+        self._memo: dict[bytes, ResponseHead] = {}
+        self._memo_max = memo_max
+
+    def parse(self, raw: bytes, method: bytes) -> tuple[ResponseHead, Headers]:
+        """(head without `tollway-*` fields, those fields). Raises Http1Error."""
+        cut = raw.find(_UNITS_START)
+        if cut < 0:
+            return self._remembered(raw, method), _NO_UNITS
+        tail = _parse_tail(raw[cut + 2 : -4])
+        if tail is None:
+            head = parse_response_head(raw, method)
+            units = [pair for pair in head.headers if pair[0].startswith(b"tollway-")]
+            head.headers = FieldList([pair for pair in head.headers if not pair[0].startswith(b"tollway-")])
+            return head, units
+        length, units = tail
+        head = self._remembered(raw[:cut] + HEAD_END, method)
+        if length is None:
+            return head, units
+        if head.length != ResponseHead.UNTIL_CLOSE:
+            raise Http1Error(Code.BACKEND_PROTOCOL, "two framings in a response")
+        whole = ResponseHead.__new__(ResponseHead)
+        whole.status, whole.headers, whole.length = head.status, head.headers, length
+        whole.is_keepalive = not head.is_close_said
+        whole.is_close_said = head.is_close_said
+        return whole, units
+
+    def _remembered(self, raw: bytes, method: bytes) -> ResponseHead:
+        if method != b"POST":
+            return parse_response_head(raw, method)
+        found = self._memo.get(raw)
+        if found is None:
+            found = parse_response_head(raw, method)
+            if len(raw) <= _MEMO_HEAD_BYTES_MAX:
+                if len(self._memo) >= self._memo_max:
+                    self._memo.clear()
+                self._memo[raw] = found
+        return found
+
+
+def _parse_tail(tail: bytes) -> tuple[int | None, Headers] | None:
+    """(content length if there, units) of lines that are nothing but ours; None: let the full parser judge."""
+    length: int | None = None
+    units: Headers = []
+    for line in tail.split(b"\r\n"):
+        name, _, value = line.partition(b": ")
+        if not value.isdigit() or len(value) > _LENGTH_DIGITS_MAX:
+            return None
+        if name in _UNIT_NAMES:
+            units.append((name, value))
+        elif name == b"content-length" and length is None:
+            length = int(value)
+        else:
+            return None
+    return length, units
 
 
 def parse_response_head(raw: bytes, method: bytes) -> ResponseHead:
@@ -264,6 +348,7 @@ def parse_response_head(raw: bytes, method: bytes) -> ResponseHead:
             kept.append(pair)
     if is_chunked and length is not None:
         raise Http1Error(Code.BACKEND_PROTOCOL, "both Content-Length and Transfer-Encoding in a response")
+    is_close_said = is_close
     if method == b"HEAD" or status < 200 or status in (204, 304):
         framing = 0
     elif is_chunked:
@@ -272,7 +357,9 @@ def parse_response_head(raw: bytes, method: bytes) -> ResponseHead:
         framing = length
     else:
         framing, is_close = ResponseHead.UNTIL_CLOSE, True
-    return ResponseHead(status, kept, framing, is_keepalive=not is_close)
+    head = ResponseHead(status, kept, framing, is_keepalive=not is_close)
+    head.is_close_said = is_close_said
+    return head
 
 
 _REASONS: Final = {

@@ -1,6 +1,5 @@
 """The life of a call, driven by hand: every stage, every way out, and that each call ends exactly once."""
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -171,6 +170,15 @@ class FakeQuota:
     async def close(self) -> None: ...
 
 
+class FakeTimer:
+    def cancel(self) -> None: ...
+
+
+class FakeLoop:
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> FakeTimer:
+        return FakeTimer()
+
+
 class World:
     """A gateway with fakes all around."""
 
@@ -184,7 +192,6 @@ class World:
         self.log, self.quota = FakeLog(), FakeQuota()
         self.counters = CallCounters()
         self.budget = BufferBudget(10_000_000)
-        self.loop = asyncio.new_event_loop()
         self.gateway = Gateway(
             policy=Policy(
                 version=1,
@@ -198,7 +205,7 @@ class World:
             log=self.log,  # type: ignore[arg-type]  # the fake has the verbs a pipeline uses
             limits=limits or Limits(),
             clock=self.clock,
-            loop=self.loop,
+            loop=FakeLoop(),  # type: ignore[arg-type]  # a pipeline only sets timers
             counters=self.counters,
             call_log=None,
             budget=self.budget,
@@ -220,7 +227,9 @@ class World:
         self.gateway.on_end(exchange)
         return exchange
 
-    def answer(self, upstream: FakeUpstream, body: bytes = b"{}", status: int = 200, *headers: tuple[bytes, bytes]) -> None:
+    def answer(
+        self, upstream: FakeUpstream, body: bytes = b"{}", status: int = 200, *headers: tuple[bytes, bytes]
+    ) -> None:
         upstream.listener.on_reply_head(status, [(b"content-type", b"application/json"), *headers], len(body))
         upstream.listener.on_reply_body(body)
         upstream.listener.on_reply_end([])
@@ -236,10 +245,8 @@ class World:
 
 
 @pytest.fixture
-def world() -> Any:
-    world = World()
-    yield world
-    world.loop.close()
+def world() -> World:
+    return World()
 
 
 def refused_with(exchange: FakeExchange) -> str:
@@ -344,16 +351,16 @@ def test_scope_and_model_list_of_the_key() -> None:
         (World(models=("other",)), b"/v2/models/flat/infer", "model_forbidden"),
     ):
         assert refused_with(world.post(world.head(target))) == code
-        world.loop.close()
 
 
 def test_states_that_refuse_every_call(world: World) -> None:
-    for change, code in (
+    changes: list[tuple[Callable[[], object], str]] = [
         (lambda: setattr(world.log, "is_accepting", False), "metering_unavailable"),
         (lambda: setattr(world.gateway, "is_policy_refused", True), "policy_stale"),
         (lambda: world.budget.add(99_000_000), "overloaded"),
         (lambda: setattr(world.gateway, "is_draining", True), "shutting_down"),
-    ):
+    ]
+    for change, code in changes:
         change()
         exchange = world.post(world.head())
         assert refused_with(exchange) == code
@@ -473,7 +480,6 @@ def test_large_replies_stream_all_but_the_last_piece_until_recorded() -> None:
     assert exchange.streamed == b"abcdefghi"
     assert exchange.ended
     world.assert_at_rest()
-    world.loop.close()
 
 
 def test_a_broken_streamed_reply_is_cut_and_not_billed() -> None:
@@ -486,7 +492,6 @@ def test_a_broken_streamed_reply_is_cut_and_not_billed() -> None:
     assert exchange.aborted
     assert world.log.records == []
     world.assert_at_rest()
-    world.loop.close()
 
 
 def test_a_slow_reader_pauses_the_backend_and_a_slow_backend_pauses_the_caller() -> None:
@@ -504,7 +509,6 @@ def test_a_slow_reader_pauses_the_backend_and_a_slow_backend_pauses_the_caller()
     assert upstream.paused
     world.gateway.on_writable(exchange)
     assert not upstream.paused
-    world.loop.close()
 
 
 @pytest.mark.parametrize(("length", "is_refused"), [(10, False), (11, True)])
@@ -518,7 +522,6 @@ def test_body_limit_at_its_boundary_declared_and_undeclared(length: int, is_refu
             assert refused_with(exchange) == "body_too_large"
             assert all(upstream.cancelled for upstream in world.pool.requests)
             world.assert_at_rest()
-        world.loop.close()
 
 
 def test_a_deadline_cancels_upstream_and_answers_504(world: World) -> None:
@@ -652,7 +655,6 @@ def test_rows_of_an_untrusted_backend_are_counted_here_before_anything_is_forwar
     assert exchange.replies[0][1][b"tollway-charge"] == b"0.00000103 USD; reason=priced; price=3"
     assert world.log.records[0].rows == 3
     world.assert_at_rest()
-    world.loop.close()
 
 
 def test_rows_that_cannot_be_told_and_time_that_is_not_reported_are_refused() -> None:
@@ -668,4 +670,3 @@ def test_rows_that_cannot_be_told_and_time_that_is_not_reported_are_refused() ->
         assert world.pool.requests == []
         assert world.quota.released == []
         world.assert_at_rest()
-        world.loop.close()

@@ -2,7 +2,8 @@
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from gateway.call import Data, Headers
@@ -10,6 +11,7 @@ from gateway.net.address import parse_address
 from gateway.net.h1_outbound import H1UpstreamPool
 from gateway.settings import Limits
 
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nA: b\r\n\r\nok"
 
 
@@ -32,6 +34,11 @@ class Listener:
 
     def on_reply_end(self, trailers: Headers) -> None:
         self.done.set()
+
+    def on_reply(self, status: int, headers: Headers, body: bytes) -> None:
+        self.on_reply_head(status, headers, len(body))
+        self.on_reply_body(body)
+        self.on_reply_end([])
 
     def on_reply_error(self, *, is_sent: bool, reason: str) -> None:
         self.error = (is_sent, reason)
@@ -71,20 +78,42 @@ class Script:
             writer.close()
 
 
+@asynccontextmanager
+async def serving(serve: Serve, limits: Limits | None = None) -> AsyncIterator[H1UpstreamPool]:
+    """A pool to a unix server that runs `serve` per connection; every connection has ended when this returns."""
+    ended: list[asyncio.Event] = []
+
+    async def tracked(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        event = asyncio.Event()
+        ended.append(event)
+        try:
+            await serve(reader, writer)
+            writer.close()
+            await writer.wait_closed()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.transport.abort()
+        finally:
+            event.set()
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "s"
+        server = await asyncio.start_unix_server(tracked, path)
+        pool = H1UpstreamPool(parse_address(f"unix://{path}"), limits or Limits(), asyncio.get_running_loop())
+        try:
+            async with asyncio.timeout(10):
+                yield pool
+        finally:
+            pool.close()
+            server.close()
+            await asyncio.gather(*(event.wait() for event in ended))
+            await asyncio.sleep(0.01)
+
+
 def with_server(script_of: Callable[[], Script], test: Callable[[H1UpstreamPool, Script], Awaitable[None]]) -> None:
     async def run() -> None:
         script = script_of()
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "s"
-            server = await asyncio.start_unix_server(script.serve, path)
-            pool = H1UpstreamPool(parse_address(f"unix://{path}"), Limits(), asyncio.get_running_loop())
-            try:
-                async with asyncio.timeout(10):
-                    await test(pool, script)
-            finally:
-                pool.close()
-                server.close()
-                await asyncio.sleep(0)
+        async with serving(script.serve) as pool:
+            await test(pool, script)
 
     asyncio.run(run())
 
@@ -136,14 +165,9 @@ def test_reply_until_close_ends_with_the_connection() -> None:
         writer.close()
 
     async def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "s"
-            server = await asyncio.start_unix_server(serve, path)
-            pool = H1UpstreamPool(parse_address(f"unix://{path}"), Limits(), asyncio.get_running_loop())
+        async with serving(serve) as pool:
             listener = await post(pool, b"")
             assert (listener.body, listener.length, listener.error) == (b"all of it", -1, None)
-            pool.close()
-            server.close()
 
     asyncio.run(run())
 
@@ -164,14 +188,9 @@ def test_a_truncated_reply_is_an_error() -> None:
         writer.close()
 
     async def run() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "s"
-            server = await asyncio.start_unix_server(serve, path)
-            pool = H1UpstreamPool(parse_address(f"unix://{path}"), Limits(), asyncio.get_running_loop())
+        async with serving(serve) as pool:
             listener = await post(pool, b"")
             assert listener.error is not None
-            pool.close()
-            server.close()
 
     asyncio.run(run())
 
@@ -217,31 +236,37 @@ def test_cancel_before_the_connection_is_up_leaves_nothing_behind() -> None:
 
 
 def test_an_early_reply_ends_the_connection_not_the_next_request() -> None:
-    async def body(pool: H1UpstreamPool, script: Script) -> None:
-        listener = Listener()
-        request = pool.request(b"GET", b"/x", [], 0, listener)  # never ended by us before the reply came
-        await listener.done.wait()
-        request.send_end()
-        assert (await post(pool, b"z")).body == b"ok"
-        assert script.connections == 2
+    connections = 0
 
-    with_server(lambda: Script(OK, OK), body)
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await reader.read()
+        writer.close()
+
+    async def run() -> None:
+        async with serving(serve) as pool:
+            listener = Listener()
+            request = pool.request(b"POST", b"/x", [], 200_000, listener)
+            request.send_body(b"x" * 100_000)  # past what is gathered: it leaves before the request's end
+            await listener.done.wait()
+            request.send_end()
+            assert (await post(pool, b"z")).body == b"ok"
+            assert connections == 2
+
+    asyncio.run(run())
 
 
 def test_connection_limit_makes_requests_wait_their_turn() -> None:
     async def run() -> None:
         script = Script(OK, OK, OK)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "s"
-            server = await asyncio.start_unix_server(script.serve, path)
-            limits = Limits(upstream_connections_max=1)
-            pool = H1UpstreamPool(parse_address(f"unix://{path}"), limits, asyncio.get_running_loop())
+        async with serving(script.serve, Limits(upstream_connections_max=1)) as pool:
             answers = await asyncio.gather(*(post(pool, b"x") for _ in range(3)))
             assert [answer.body for answer in answers] == [b"ok", b"ok", b"error"[:0]]
             assert answers[2].error == (False, "too many calls wait for a backend connection")
             assert script.connections == 1
-            pool.close()
-            server.close()
 
     asyncio.run(run())
 

@@ -130,7 +130,10 @@ class MemoryQuotaStore:
         assert isinstance(lease, Lease)
         grant.lease = None
         shelf = lease.shelf
-        shelf.in_flight -= 1
+        if shelf.is_draining:
+            shelf.end_call()
+        else:  # the same without a call
+            shelf.in_flight -= 1
         if not shelf.is_capped:
             pass
         elif not is_counted:

@@ -55,6 +55,7 @@ class Shelf:
         "is_asking",
         "is_capped",
         "is_dirty",
+        "is_draining",
         "lease",
         "leases_calls",
         "leases_slots",
@@ -65,6 +66,7 @@ class Shelf:
         "returns",
         "returns_slots",
         "seen",
+        "shed",
         "slots",
         "slots_total",
         "spare",
@@ -81,6 +83,9 @@ class Shelf:
         self.slots_total = 0
         #: Idle slots promised to the calls of the open ask.
         self.reserved = 0
+        #: Slots that were freed while draining: no longer ours, not yet told.
+        self.shed = 0
+        self.is_draining = False
         self.is_asking = False
         self.asked = 0
         self.asked_ns = 0
@@ -100,6 +105,8 @@ class Shelf:
     def set_plan(self, plan: Plan, now_ns: int) -> None:
         """Begin anew under `plan` with nothing leased; calls in flight stay. Not while an ask is open."""
         assert not self.is_asking
+        # Under a lower limit the calls in flight may be too many: a freed slot is the owner's to give, not ours to keep.
+        self.is_draining = plan.concurrency is not None and self.in_flight > 0
         self.plan = plan
         self.policy = policy_of(plan)
         self.is_capped = plan.calls_per_day is not None or plan.calls_per_month is not None
@@ -107,7 +114,7 @@ class Shelf:
         self.leases_calls = is_call_limited and (plan.rate_calls is None or lease_terms(plan).ttl_ns > 0)
         self.leases_slots = plan.concurrency is not None and plan.concurrency >= SPARE_SLOTS_LIMIT_MIN
         #: A small number of slots is shared call by call: a free one goes back at once.
-        self.returns_slots = plan.concurrency is not None and not self.leases_slots
+        self.returns_slots = plan.concurrency is not None and (not self.leases_slots or self.is_draining)
         if plan.concurrency is None:
             self.slots = UNLIMITED
         elif self.slots >= UNLIMITED or self.slots < self.in_flight:
@@ -162,6 +169,13 @@ class Shelf:
 
     # -- give back -----------------------------------------------------------------------------------------------------
 
+    def end_call(self) -> None:
+        """A call is over; its slot is free, or shed while draining."""
+        self.in_flight -= 1
+        if self.is_draining:
+            self.slots -= 1
+            self.shed += 1
+
     def drop(self, lease: Lease) -> None:
         """Return what `lease` has unspent to the caps (calls of a rate lapse)."""
         if lease.calls > 0 and self.is_capped:
@@ -187,6 +201,8 @@ class Shelf:
         if self.plan.concurrency is not None:
             slots = max(0, self.slots - self.in_flight - self.reserved - slots_kept)
             self.slots -= slots
+        slots += self.shed
+        self.shed = 0
         returns, self.returns = self.returns, {}
         messages = [Return(self.tenant, calls, day, month, 0, is_all=False) for (day, month), calls in returns.items()]
         if slots or is_all:
@@ -227,6 +243,8 @@ class Shelf:
         self.is_asking, self.reserved = False, 0
         if self.plan.concurrency is not None:
             self.slots += answer.slots
+            if answer.slots and self.is_draining:  # the owner has some to give: all calls fit the limit again
+                self.is_draining, self.returns_slots = False, not self.leases_slots
             self.slots_total = answer.slots_left + self.slots
         left = Left(answer.rate_left, answer.day_left, answer.day_end_ns, answer.month_left, answer.month_end_ns)
         lease = Lease(self, answer.spare, answer.expires_ns, now_ns, renderer_of(self.plan, left, wall_ns))
@@ -271,6 +289,7 @@ class Shelf:
             if self.plan.concurrency is not None:
                 self.slots = self.in_flight
         self.returns.clear()
+        self.shed = 0
         return waiters
 
     def renew(self, now_ns: int) -> Holding:

@@ -34,13 +34,16 @@ class QuotaStore(Protocol):
     """Chosen by URL: `memory://` (one owner process over a unix socket), later `redis://`."""
 
     def admit(self, tenant: Tenant, plan: Plan, on_decision: OnDecision) -> Decision | None:
-        """Decide about one call of `tenant`. None: the decision comes by `on_decision`, exactly once, never re-entrantly.
+        """Decide about one call of `tenant`. None: `on_decision` gets the decision, exactly once, never re-entrantly.
 
         A caller that no longer wants a pending decision still receives it and must release a Grant with
         `is_counted=False`.
         """
 
     def release(self, grant: Grant, *, is_counted: bool) -> None:
-        """Free the concurrency slot. `is_counted=False` also gives the calendar caps back (the call was not billable)."""
+        """Free the concurrency slot; `is_counted=False` also gives the calendar caps back (not a billable call).
+
+        `is_counted=True` only once the call's usage record is durable: recounting the caps relies on it.
+        """
 
     async def close(self) -> None: ...

@@ -5,6 +5,7 @@ ordered both ways, and a worker has at most one unanswered `Ask` per tenant. Bot
 positional and there is one version: a worker that speaks another is refused at `Hello`.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -124,7 +125,7 @@ _from_worker: Final = msgspec.msgpack.Decoder(list[FromWorker])
 _from_owner: Final = msgspec.msgpack.Decoder(list[FromOwner])
 
 
-def encode_frame(messages: list[FromWorker] | list[FromOwner]) -> bytes:
+def encode_frame(messages: Sequence[FromWorker] | Sequence[FromOwner]) -> bytes:
     payload = _encoder.encode(messages)
     assert len(payload) <= FRAME_BYTES_MAX
     return len(payload).to_bytes(_LENGTH_BYTES, "little") + payload

@@ -23,7 +23,8 @@ SPARE_CALLS_MAX: Final = 65_536
 SPARE_SLOTS: Final = 64
 #: Figures in replies are refreshed at least so often while calls are made.
 REFRESH_NS: Final = 1_000_000_000
-_FIRST_SPARE: Final = 64
+#: Doubled by the first ask, as by any that finds nothing left.
+_FIRST_SPARE: Final = 32
 
 
 class Lease:

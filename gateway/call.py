@@ -6,6 +6,7 @@ from typing import Any, Final
 
 Headers = list[tuple[bytes, bytes]]
 Data = bytes | memoryview
+_COUNTER_MASK: Final = (1 << 48) - 1
 
 
 class RequestHead:
@@ -39,45 +40,37 @@ class RequestHead:
         self.memo: Any = None
 
 
-#: A random hex digit → the first digit of the variant field, 0b10xx.
-_VARIANT: Final = dict(zip(b"0123456789abcdef", (b"8", b"9", b"a", b"b") * 4, strict=True))
-
-
 class CallIds:
-    """Mints UUIDv7 call ids (RFC 9562 §5.7) as text: 48 bits of UTC milliseconds, then randomness.
+    """Mints UUIDv7 call ids (RFC 9562 §5.7, with the counter of §6.2 method 2) as text.
 
-    Random digits are drawn in blocks: one `os.urandom` serves 256 calls. Not thread-safe: one per event loop.
+    48 bits of UTC milliseconds; 26 random bits and a 48-bit counter with a random start, both drawn anew every
+    millisecond that mints. Not thread-safe: one per event loop.
     """
 
-    __slots__ = ("_block", "_ms", "_offset", "_time_text")
-
-    _BLOCK_CALLS = 256
+    __slots__ = ("_counter", "_ms", "_prefix")
 
     def __init__(self) -> None:
-        self._block = b""
-        self._offset = 0
         self._ms = -1
-        self._time_text = b""
+        self._prefix = b""
+        self._counter = 0
 
     def mint(self) -> bytes:
         """The 36 characters of a new id, 8-4-4-4-12, lower case."""
-        offset = self._offset
-        if offset >= len(self._block):
-            self._block = os.urandom(10 * self._BLOCK_CALLS).hex().encode()
-            offset = 0
-        self._offset = offset + 20
-        digits = self._block[offset : offset + 20]
         ms = time.time_ns() // 1_000_000
         if ms != self._ms:
-            self._ms = ms
-            text = b"%012x" % ms
-            self._time_text = b"%b-%b-7" % (text[:8], text[8:])
-        return b"%b%b-%b%b-%b" % (
-            self._time_text,
-            digits[:3],
-            _VARIANT[digits[3]],
-            digits[4:7],
-            digits[8:],
+            self._renew(ms)
+        self._counter = counter = (self._counter + 1) & _COUNTER_MASK
+        return b"%b%012x" % (self._prefix, counter)
+
+    def _renew(self, ms: int) -> None:
+        noise = int.from_bytes(os.urandom(10), "big")
+        self._ms = ms
+        self._counter = noise & _COUNTER_MASK
+        self._prefix = b"%08x-%04x-7%03x-%04x-" % (
+            ms >> 16,
+            ms & 0xFFFF,
+            noise >> 48 & 0xFFF,
+            0x8000 | (noise >> 60 & 0x3FFF),
         )
 
 

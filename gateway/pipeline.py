@@ -15,12 +15,12 @@ listener of its upstream and is driven by its exchange; `stage` says which event
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
 from billing import failpoint
-from billing.events import Outcome, Reason, Served, encode
+from billing.events import Outcome, Reason, ServedTemplate
 from billing.rating import Rater
 from gateway.auth.keyring import Keyring, Principal, Scope, authorize
 from gateway.call import CallIds, Data, Headers, call_id_bytes
@@ -49,6 +49,7 @@ _ANONYMOUS: Final = "-"
 _NO_TRAILERS: Final[Headers] = []
 #: Whole bodies up to this are not counted in the worker's budget: `calls_in_flight_max` bounds them well enough.
 _UNCOUNTED_BYTES_MAX: Final = 4096
+_TEMPLATES_MAX: Final = 4096
 
 
 class Stage(IntEnum):
@@ -70,6 +71,25 @@ class Policy:
     rater: Rater
     price_version: int
     currency: str
+    #: Usage records prepared per (principal, model, version, is gRPC).
+    templates: dict[tuple[Principal, str, str, bool], ServedTemplate] = field(default_factory=dict)
+
+    def new_template(self, principal: Principal, model: str, version: str, *, is_grpc: bool) -> ServedTemplate:
+        """Make and remember one; all are forgotten when there are too many."""
+        template = ServedTemplate(
+            tenant=principal.tenant.tenant,
+            key_id=principal.key.key_id,
+            plan=principal.plan.name,
+            model=model,
+            model_version=version,
+            price_version=self.price_version,
+            currency=self.currency,
+            protocol=1 if is_grpc else 0,
+        )
+        if len(self.templates) >= _TEMPLATES_MAX:
+            self.templates.clear()
+        self.templates[principal, model, version, is_grpc] = template
+        return template
 
 
 class Gateway:
@@ -602,27 +622,23 @@ class LiveCall:
         self.stage = Stage.RECORDING
         if not self.is_streaming:
             self._price()
-        policy = self.gateway.policy
-        record = Served(
-            call_id=call_id_bytes(self.call_id),
-            tenant=principal.tenant.tenant,
-            key_id=principal.key.key_id,
-            plan=principal.plan.name,
-            model=self.model,
-            model_version=self.version,
-            price_version=policy.price_version,
-            t_ns=self.gateway.clock.wall_ns(),
-            outcome=Outcome.OK,
-            reason=self.reason,
-            rows=self.rows,
-            compute_ns=self.compute_ns,
-            request_bytes=self.request_bytes,
-            reply_bytes=self.reply_bytes,
-            charge_nanos=self.charge_nanos,
-            currency=policy.currency,
-            protocol=1 if self.exchange.head.is_grpc else 0,
+        gateway = self.gateway
+        is_grpc = self.exchange.head.is_grpc
+        template = gateway.policy.templates.get((principal, self.model, self.version, is_grpc))
+        if template is None:
+            template = gateway.policy.new_template(principal, self.model, self.version, is_grpc=is_grpc)
+        payload = template.encode(
+            call_id_bytes(self.call_id),
+            gateway.clock.wall_ns(),
+            Outcome.OK,
+            self.reason,
+            self.rows,
+            self.compute_ns,
+            self.request_bytes,
+            self.reply_bytes,
+            self.charge_nanos,
         )
-        log.append(encode(record), self.on_durable)
+        log.append(payload, self.on_durable)
 
     def on_durable(self, seq: int) -> None:
         """The record is on disk: the reply may complete. A caller who left meanwhile is noted, not forgotten (R8)."""

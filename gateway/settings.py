@@ -85,8 +85,6 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     backends: tuple[Backend, ...] = ()
     price_book: Path | None = None
     quota_store: str = "memory://"
-    #: Where usage logs live; default `data_dir/usage`. For benchmarks on tmpfs.
-    usage_dir: Path | None = None
     usage_segment_bytes: int = 16 * MIB
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -105,7 +103,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def usage_root(self) -> Path:
-        return self.usage_dir or self.data_dir / "usage"
+        return self.data_dir / "usage"
 
     @property
     def engine_socket(self) -> Path:
@@ -134,15 +132,17 @@ def load_settings(
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            # JSON is how the supervisor hands settings on (`dump_settings`); people write TOML.
+            values = msgspec.json.decode(text) if file.suffix == ".json" else tomllib.loads(text)
         except FileNotFoundError:
             raise SettingsError(f"settings file {file} does not exist: create it or leave --settings out") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{file} is not valid TOML: {error}") from None
+        except (tomllib.TOMLDecodeError, msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file} cannot be read: {error}") from None
     for name in Settings.__struct_fields__:
-        text = environ.get(f"TOLLWAY_{name.upper()}")
-        if text is not None and name not in ("backends", "limits"):
-            values[name] = _parse_text(text)
+        override = environ.get(f"TOLLWAY_{name.upper()}")
+        if override is not None and name not in ("backends", "limits"):
+            values[name] = _parse_text(override)
     for name, text in (overrides or {}).items():
         _set_dotted(values, name, _parse_text(text))
     try:

@@ -149,21 +149,20 @@ class Supervisor:
         )
         if settings.metering:
             prices = ["--prices", str(settings.price_book)] if settings.price_book else []
-            usage = ["--usage-dir", str(settings.usage_root)]
             self.children["meter"] = self._child(
                 "meter",
-                lambda fd: python_module(
-                    "billing.meter", "--data-dir", data_dir, *usage, *prices, "--ready-fd", str(fd)
-                ),
+                lambda fd: python_module("billing.meter", "--data-dir", data_dir, *prices, "--ready-fd", str(fd)),
             )
         if settings.require_key:
+            meter_socket = ["--meter-socket", str(settings.meter_socket)] if settings.metering else []
             self.children["quota"] = self._child(
                 "quota",
                 lambda fd: python_module(
                     "gateway.quota",
                     "--socket", str(settings.quota_socket),
-                    "--meter-socket", str(settings.meter_socket),
+                    *meter_socket,
                     "--data-dir", data_dir,
+                    "--workers", str(settings.workers),
                     "--ready-fd", str(fd),
                 ),
             )  # fmt: skip
@@ -176,9 +175,9 @@ class Supervisor:
         settings = self.settings
         arguments = ["--socket", str(settings.engine_socket), "--ready-fd", str(ready_fd)]
         for repository in settings.model_repositories:
-            arguments += ["--repository", str(repository)]
+            arguments += ["--repository", str(repository.resolve())]
         for allowed in settings.python_models_allowed:
-            arguments += ["--python-models-allowed", str(allowed)]
+            arguments += ["--python-models-allowed", str(allowed.resolve())]
         if settings.engine_threads:
             arguments += ["--threads", str(settings.engine_threads)]
         return python_module("gateway.engine", *arguments)

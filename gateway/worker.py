@@ -30,17 +30,16 @@ from gateway.net.address import parse_address
 from gateway.net.budget import BufferBudget
 from gateway.net.exchange import UpstreamPool
 from gateway.net.h1_outbound import H1UpstreamPool
-from gateway.net.h2_outbound import H2UpstreamPool
-from gateway.net.listener import Listener
+from gateway.net.h2_outbound import H2PoolLimits, H2UpstreamPool
+from gateway.net.listener import Listener, h2_wire_limits_of
 from gateway.pipeline import Gateway, Policy
 from gateway.quota.memory_client import MemoryQuotaStore
 from gateway.quota.store import QuotaStore
 from gateway.routing import health
 from gateway.routing.router import Endpoint, Router
-from gateway.settings import Settings, parse_settings
+from gateway.settings import Limits, Settings, parse_settings
 from gateway.snapshot import Backend, Snapshot
 from gateway.snapshot_watcher import SnapshotWatcher
-from gateway.wire.http2_limits import Http2Limits
 
 _SWEEP_S: Final = 1.0
 #: SIGINT (Ctrl-C) asks for a quick end; SIGTERM for a patient one.
@@ -77,7 +76,7 @@ class Worker:
         settings, limits = self.settings, self.settings.limits
         self.watcher = SnapshotWatcher(settings.data_dir, self.loop, self._on_snapshot)
         snapshot = await self.watcher.start()
-        budget = BufferBudget(limits.worker_buffer_bytes_max)
+        budget = self.budget = BufferBudget(limits.worker_buffer_bytes_max)
         self.gateway = Gateway(
             policy=policy_of(snapshot),
             router=self._build_router(snapshot.backends),
@@ -165,7 +164,7 @@ class Worker:
         if backend.http is not None:
             http = H1UpstreamPool(parse_address(backend.http), limits, self.loop)
         if backend.grpc is not None:
-            grpc = H2UpstreamPool(backend.grpc, h2_limits_of(self.settings), self.loop)
+            grpc = H2UpstreamPool(backend.grpc, pool_limits_of(limits), self.loop, self.clock.monotonic_ns, self.budget)
         models = None if "*" in backend.models else frozenset(backend.models)
         return Endpoint(name=backend.name, models=models, http=http, grpc=grpc, is_trusted=backend.is_trusted)
 
@@ -252,10 +251,11 @@ def _close_pools(endpoint: Endpoint) -> None:
             pool.close()
 
 
-def h2_limits_of(settings: Settings) -> Http2Limits:
-    """The HTTP/2 share of the settings' limits."""
-    limits = settings.limits
-    return Http2Limits(streams_max=limits.h2_streams_max, header_list_bytes_max=limits.head_bytes_max)
+def pool_limits_of(limits: Limits) -> H2PoolLimits:
+    """Limits of an outbound gRPC pool."""
+    return H2PoolLimits(
+        wire=h2_wire_limits_of(limits), connect_s=limits.upstream_connect_s, idle_s=limits.upstream_idle_s
+    )
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:

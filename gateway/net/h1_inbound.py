@@ -17,6 +17,7 @@ from gateway.wire.status import http_status, oip_error_body
 
 _JSON: Final = (b"content-type", b"application/json")
 _CLOSE: Final = b"connection: close\r\n"
+_LAST_REPLY: Final = b"%b%bcontent-length: %d\r\nconnection: close\r\n\r\n%b"
 #: After a refusal that closes, how long the peer may go on sending before we close hard.
 _LINGER_S: Final = 2.0
 
@@ -58,11 +59,9 @@ class H1Exchange:
             return
         self._connection = None
         is_kept = connection.keeps(self)
-        tail = b"content-length: %d\r\n\r\n" if is_kept else b"content-length: %d\r\nconnection: close\r\n\r\n"
-        if self.head.method == b"HEAD":
-            connection.write(b"".join((status_line(status), lines, tail % len(body))))
-        else:
-            connection.write(b"".join((status_line(status), lines, tail % len(body), body)))
+        pattern = b"%b%bcontent-length: %d\r\n\r\n%b" if is_kept else _LAST_REPLY
+        sent = b"" if self.head.method == b"HEAD" else body
+        connection.write(pattern % (status_line(status), lines, len(body), sent))
         connection.on_replied(self, is_kept=is_kept)
 
     def send_head(self, status: int, headers: Headers) -> None:

@@ -149,4 +149,7 @@ class ServedTemplate:
 
 def decode(payload: bytes | memoryview) -> Record:
     """The record in `payload`. Raises `msgspec.DecodeError` (ValidationError included) on anything else."""
-    return _decoder.decode(payload)
+    try:
+        return _decoder.decode(payload)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"a text is not UTF-8: {error.reason}") from None

@@ -4,6 +4,7 @@ The token comes from the environment only: an argument would stand in every proc
 """
 
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,10 +96,21 @@ def fail(message: str) -> NoReturn:
 
 def _local_client(data_dir: Path) -> tuple[httpx.Client, str]:
     path = data_dir / "run" / "control.sock"
-    if path.exists() and not os.access(path, os.W_OK):
-        fail(f"no right to open {path}: run as the user who runs tollway, or use --api with {TOKEN_VARIABLE}")
+    _check_socket(path)
     transport = httpx.HTTPTransport(uds=str(path))
     return httpx.Client(transport=transport, base_url="http://control", timeout=_timeout(), trust_env=False), str(path)
+
+
+def _check_socket(path: Path) -> None:
+    """Try the socket first: httpx tells neither why it cannot connect nor closes what it opened."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(CONNECT_S)
+        try:
+            probe.connect(str(path))
+        except PermissionError:
+            fail(f"no right to open {path}: run as the user who runs tollway, or use --api with {TOKEN_VARIABLE}")
+        except OSError:
+            fail(f"control is not running at {path}: start it with `make run` or `tollway up`")
 
 
 def _remote_client(api: str) -> tuple[httpx.Client, str]:

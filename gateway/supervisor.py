@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
+import msgspec
+
 from gateway.children import Child, python_module
 from gateway.errors import SettingsError
 from gateway.settings import Settings, dump_settings
@@ -96,6 +98,13 @@ class Supervisor:
         self._open_sockets()
         # Longer logs than this are rotated by the start that finds them.
         self._log = (settings.data_dir / "log" / "tollway.log").open("ab", buffering=0)
+        ports = {
+            "http": self.http_port,
+            "grpc": self.grpc_port,
+            "api": settings.api_port,
+            "metrics": settings.metrics_port,
+        }
+        (settings.run_dir / "ports.json").write_bytes(msgspec.json.encode(ports))
         path = settings.run_dir / "settings.json"
         path.write_bytes(dump_settings(settings))
         path.chmod(0o600)

@@ -55,6 +55,8 @@ def up(
 
 
 def _announce(supervisor: Supervisor) -> None:
+    if os.environ.get("TOLLWAY_QUIET"):
+        return  # `tollway demo` says it all, the admin token included
     host, settings = supervisor.settings.host, supervisor.settings
     supervisor.say(
         f"serving: http {host}:{supervisor.http_port}, grpc {host}:{supervisor.grpc_port}, "
@@ -129,15 +131,22 @@ def start_detached(settings: Settings, file: Path | None, pairs: list[str] | Non
     log_start = log_path.stat().st_size if log_path.exists() else 0
     with log_path.open("ab") as log:
         process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+    if wait_ready(process, settings):
+        return
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        stderr_say(f"not ready after {_DETACH_S:.0f} s; see {log_path}")
+    else:
+        sys.stderr.write(log_path.read_bytes()[log_start:].decode("utf-8", "replace"))
+    raise typer.Exit(process.wait() or 1)
+
+
+def wait_ready(process: subprocess.Popen[bytes], settings: Settings) -> bool:
+    """True once the supervisor `process` says that it serves; False when it ended or takes too long."""
     ready = settings.run_dir / READY_FILE
     end_s = time.monotonic() + _DETACH_S
-    while time.monotonic() < end_s:
-        if process.poll() is not None:
-            sys.stderr.write(log_path.read_text(encoding="utf-8", errors="replace")[log_start:])
-            raise typer.Exit(process.returncode or 1)
+    while time.monotonic() < end_s and process.poll() is None:
         if ready.exists() and ready.read_text(encoding="ascii") == str(process.pid):
-            return
+            return True
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
-    stderr_say(f"not ready after {_DETACH_S:.0f} s; see {log_path}")
-    raise typer.Exit(1)
+    return False

@@ -74,6 +74,7 @@ APPEND_ONLY: Final = (
 # Ids count up by one: a REPLACE, a gap or an insert into the past is refused. For events that is checked once per
 # transaction, at its seal: a trigger per event would cost as much as the insert itself (3 µs), and the Merkle root sees
 # what it would have seen.
+# `+e.tenant_id` keeps the planner from walking all events of the tenant instead of the transaction's range of ids.
 _GUARDS: Final = """
 CREATE TRIGGER journal_tx_order BEFORE INSERT ON journal_tx
 WHEN NEW.tx_id <> 1 + COALESCE((SELECT MAX(tx_id) FROM seal), 0)
@@ -98,7 +99,7 @@ WHEN EXISTS (
     OR t.first_event_id <> COALESCE(
       (SELECT p.first_event_id + p.event_count FROM journal_tx p WHERE p.kind = 'usage' AND p.tx_id < t.tx_id
        ORDER BY p.tx_id DESC LIMIT 1), 1)
-    OR t.event_count <> (SELECT COUNT(*) FROM usage_event e WHERE e.tx_id = t.tx_id AND e.tenant_id = t.tenant_id
+    OR t.event_count <> (SELECT COUNT(*) FROM usage_event e WHERE e.tx_id = t.tx_id AND +e.tenant_id = t.tenant_id
       AND e.event_id >= t.first_event_id AND e.event_id < t.first_event_id + t.event_count)))
 BEGIN SELECT RAISE(ABORT, 'seal: a usage transaction must hold exactly its events'); END;
 CREATE TRIGGER watermark_forward BEFORE UPDATE ON watermark

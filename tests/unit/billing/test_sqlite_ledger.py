@@ -2,7 +2,7 @@
 
 import sqlite3
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -151,3 +151,35 @@ def test_name_cache_is_bounded(ledger: SqliteLedger) -> None:
     names.facets.update({("k", "p", "m", str(n), 1, 0, 0, "USD", 0): n for n in range(CACHE_MAX)})
     assert names.facet(("k", "p", "m", "v", 1, 0, 0, "USD", 0)) > 0
     assert len(names.facets) == 1
+
+
+def steps(ledger: SqliteLedger, work: Callable[[], object]) -> int:
+    """Hundreds of virtual machine steps that SQLite takes for `work`: the same on every machine."""
+    taken = 0
+
+    def count() -> int:
+        nonlocal taken
+        taken += 1
+        return 0
+
+    ledger._db.set_progress_handler(count, 100)
+    work()
+    ledger._db.set_progress_handler(None, 0)
+    return taken
+
+
+def test_posting_and_counting_cost_the_same_on_a_big_ledger(ledger: SqliteLedger) -> None:
+    def post(first: int) -> int:
+        return steps(ledger, lambda: ledger.post(Batch(posts=items(list(range(first, first + 200))), now_ns=5)))
+
+    def count(since: int) -> int:
+        # In the middle of the newest transaction, so that its events are told apart one by one.
+        return steps(ledger, lambda: ledger.counts([("acme", call(since).t_ns)]))
+
+    post(1)
+    small = post(201), count(300)
+    for first in range(401, 8_401, 200):
+        post(first)
+    big = post(8_401), count(8_500)
+    assert big[0] <= 2 * small[0]
+    assert big[1] <= 2 * small[1]

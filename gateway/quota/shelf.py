@@ -106,7 +106,7 @@ class Shelf:
     def set_plan(self, plan: Plan, now_ns: int) -> None:
         """Begin anew under `plan` with nothing leased; calls in flight stay. Not while an ask is open."""
         assert not self.is_asking
-        # Under a lower limit the calls in flight may be too many: a freed slot is the owner's to give, not ours to keep.
+        # Under a lower limit the calls in flight may be too many: a freed slot is the owner's to give, not ours.
         self.is_draining = plan.concurrency is not None and self.in_flight > 0
         self.plan = plan
         self.policy = policy_of(plan)

@@ -44,8 +44,11 @@ class PythonModel:
         self._now = clock.monotonic_ns
         # Threads live as long as the model: a child dies with the thread that started it (PR_SET_PDEATHSIG).
         self._executor = ThreadPoolExecutor(instances, thread_name_prefix=f"python-{interface.model}")
-        self._idle: queue.SimpleQueue[PythonProcess] = queue.SimpleQueue()
+        #: None after the end: a batch that comes too late to get a process must not wait for one.
+        self._idle: queue.SimpleQueue[PythonProcess | None] = queue.SimpleQueue()
         self._processes: set[PythonProcess] = set()
+        #: Filled by the executor's threads, so that an end does not have to wait for a start.
+        self._starting: set[PythonProcess] = set()
         self._up = 0
         self._restarts = 0
         self._is_closed = False
@@ -67,7 +70,7 @@ class PythonModel:
         Raises:
             RepositoryError: one does not start; those that did are closed.
         """
-        starts = [self._loop.run_in_executor(self._executor, self._spawn) for _ in range(self._instances)]
+        starts = [self._loop.run_in_executor(self._executor, self._start_one) for _ in range(self._instances)]
         outcomes = await asyncio.gather(*starts, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, PythonProcess):
@@ -76,6 +79,18 @@ class PythonModel:
             if isinstance(outcome, BaseException):
                 await self.aclose()
                 raise outcome
+
+    def _start_one(self) -> PythonProcess:
+        """Blocks. Raises RepositoryError."""
+        process = self._spawn()
+        self._starting.add(process)
+        try:
+            if self._is_closed:
+                process.kill()
+            process.start()
+        finally:
+            self._starting.discard(process)
+        return process
 
     def _add(self, process: PythonProcess) -> None:
         self._processes.add(process)
@@ -95,6 +110,9 @@ class PythonModel:
         """Blocks an executor's thread. The batcher starts no more batches than `slots`, so a process is idle."""
         begun_ns = self._now()
         process = self._idle.get()
+        if process is None:
+            closed = TollwayError(Code.MODEL_NOT_READY, f"model '{self._interface.model}' is being unloaded")
+            return Executed([closed] * len(feeds), 0, 0, 0)
         try:
             results: list[list[Array] | TollwayError] = process.call(feeds, rows)
         except StepEnded as ended:
@@ -107,6 +125,8 @@ class PythonModel:
         return Executed(results, 0, self._now() - begun_ns, 0)
 
     def _on_ended(self, process: PythonProcess) -> None:
+        if self._is_closed:
+            return
         self._processes.discard(process)
         self._up -= 1
         self._schedule_restart()
@@ -126,7 +146,7 @@ class PythonModel:
 
     def _restart_blocking(self) -> None:
         try:
-            process = self._spawn()
+            process = self._start_one()
         except RepositoryError as error:
             _LOG.error("python_step_restart_failed model=%s reason=%s", self._interface.model, error)
             self._loop.call_soon_threadsafe(self._schedule_restart)
@@ -135,7 +155,7 @@ class PythonModel:
 
     def _on_restarted(self, process: PythonProcess) -> None:
         if self._is_closed:
-            process.kill()
+            process.close()
             return
         self._add(process)
         self.on_change()
@@ -143,7 +163,7 @@ class PythonModel:
     def close(self) -> None:
         """Kill what is left without waiting; `aclose` is the orderly way."""
         self._is_closed = True
-        for process in self._processes:
+        for process in (*self._processes, *self._starting):
             process.kill()
 
     async def aclose(self) -> None:
@@ -154,12 +174,16 @@ class PythonModel:
         closing = []
         while not self._idle.empty():
             process = self._idle.get()
-            busy.discard(process)
-            closing.append(self._loop.run_in_executor(None, process.close))
-        for process in busy:
+            if process is not None:
+                busy.discard(process)
+                closing.append(self._loop.run_in_executor(None, process.close))
+        for _ in range(self._instances):
+            self._idle.put(None)
+        for process in (*busy, *self._starting):
             process.kill()
+        # Only then the threads: a child dies with the thread that started it, and finalize would not run.
         await asyncio.gather(*closing)
-        self._executor.shutdown(wait=False)
+        await self._loop.run_in_executor(None, self._executor.shutdown)
 
 
 def _nothing() -> None:

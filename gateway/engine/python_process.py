@@ -54,38 +54,44 @@ class StepEnded(Exception):
 
 
 class PythonProcess:
-    """A running step. Not thread-safe: one call at a time."""
+    """A step's process. Not thread-safe but for `kill`: one call at a time."""
 
     def __init__(self, file: Path, arguments: dict[str, str], interface: Interface, limits: PythonLimits) -> None:
-        """Start the process and wait until the step is initialised.
-
-        Raises:
-            RepositoryError: it does not start, raises, or takes too long.
-        """
+        """Start the process; the step is usable after `start`."""
+        self._file = file
+        self._arguments = arguments
         self._interface = interface
         self._limits = limits
         self._model = interface.model
-        ours, theirs = socket.socketpair()
+        self._sock, theirs = socket.socketpair()
         with theirs:
             self._process = _spawn(theirs, file)
-        self._sock = ours
+
+    def start(self) -> None:
+        """Block until the step is initialised.
+
+        Raises:
+            RepositoryError: it raises, ends, or takes too long; the process is gone.
+        """
+        limits = self._limits
         start = {
-            "file": str(file),
-            "arguments": arguments,
-            "outputs": [spec.name for spec in interface.outputs],
+            "file": str(self._file),
+            "arguments": self._arguments,
+            "outputs": [spec.name for spec in self._interface.outputs],
             "memory_bytes_max": limits.memory_bytes_max,
         }
+        name = self._file.name
         try:
             self._sock.settimeout(limits.start_s)
             send_frame(self._sock, start, ())
             head, _ = receive_frame(self._sock)
         except (OSError, FrameError) as error:
             ended = self._end("did not start in time" if isinstance(error, TimeoutError) else "ended while starting")
-            raise RepositoryError(f"{file.name}: {ended.reason}") from error
+            raise RepositoryError(f"{name}: {ended.reason}") from error
         if not head.get("ok"):
             self.close()
             _LOG.error("python_step_refused model=%s detail=%s", self._model, head.get("detail"))
-            raise RepositoryError(f"{file.name}: raised {_type_name(head)} while loading; see the engine's log")
+            raise RepositoryError(f"{name}: raised {_type_name(head)} while loading; see the engine's log")
         self._sock.settimeout(limits.call_s)
 
     @property

@@ -4,6 +4,7 @@ A short batch runs on the loop's thread, where a call costs 8 us instead of 49 i
 """
 
 import statistics
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -45,8 +46,7 @@ def measure_short_rows(runner: Runner, interface: Interface) -> int:
     if not interface.is_fixed or any(spec.datatype == "BYTES" for spec in specs):
         return 0
     short = 0
-    rows = 1
-    while rows <= max(interface.rows_max, 1):
+    for rows in _row_counts(max(interface.rows_max, 1)):
         feeds = {spec.name: zero_tensor(spec, rows, has_batch_axis=interface.has_batch_axis) for spec in specs}
         accepted = Accepted(feeds, rows, None, sum(array.nbytes for array in feeds.values()))
         times_ns = [_run(runner, accepted, "a run on zeros") for _ in range(_TIMED_RUNS)]
@@ -54,8 +54,16 @@ def measure_short_rows(runner: Runner, interface: Interface) -> int:
         if statistics.median(times_ns) >= SHORT_NS or accepted.nbytes > _SAMPLE_BYTES_MAX:
             break
         short = rows
+    return short
+
+
+def _row_counts(rows_max: int) -> Iterator[int]:
+    """1, 2, 4 … and `rows_max` itself."""
+    rows = 1
+    while rows < rows_max:
+        yield rows
         rows *= 2
-    return min(2 * short, interface.rows_max) if short * 2 > interface.rows_max > 0 else short
+    yield rows_max
 
 
 def _run(runner: Runner, accepted: Accepted, what: str) -> int:

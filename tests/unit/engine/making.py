@@ -97,7 +97,7 @@ def python_step(execute: str, initialize: str = "pass", finalize: str = "pass") 
         return "\n".join(" " * width + line for line in text.strip().splitlines())
 
     return f"""
-import os, time
+import os, sys, time
 import numpy as np
 import triton_python_backend_utils as pb_utils
 

@@ -4,9 +4,11 @@ The world is driven by hypothesis; truth is kept apart (admitted instants, calls
 with the limits after every step. Messages of a worker keep their order but may be delayed by any number of steps.
 """
 
-from collections import deque
+import random
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +19,7 @@ from gateway.quota.protocol import Answer, Ask, FromWorker, Return
 from gateway.quota.shelf import Shelf
 from gateway.quota.store import Grant
 from gateway.snapshot import Plan, Tenant
-from tests.property.test_gcra import S, is_within_bound
+from tests.unit.quota.plans import S
 
 TENANT = Tenant(tenant="acme", plan="plan")
 MS = 1_000_000
@@ -178,7 +180,12 @@ class World:
 
     def check_rate(self) -> None:
         if self.plan.rate_calls is not None:
-            assert is_within_bound(sorted(self.admitted), self.plan.rate_calls, S, self.plan.burst)
+            by_instant = sorted(Counter(self.admitted).items())
+            for first in range(len(by_instant)):
+                total = 0
+                for at_ns, count in by_instant[first:]:
+                    total += count
+                    assert (total - self.plan.burst) * S <= (at_ns - by_instant[first][0]) * self.plan.rate_calls
 
 
 plans = st.builds(
@@ -258,3 +265,25 @@ def test_the_world_can_reach_every_limit() -> None:
         world.deliver(worker)
     assert world.counted[world.day] == 1101
     assert world.refused > 0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_limit_is_passed_in_long_runs_under_load(seed: int) -> None:
+    """Longer than hypothesis goes, with demand always above the limits; the seed names the run."""
+    rng = random.Random(seed)
+    rate, burst = rng.choice([(None, 1), (100, 80), (1000, 90), (2000, 500)])
+    plan = Plan(
+        name="plan",
+        version=1,
+        pricing="free",
+        rate_calls=rate,
+        burst=burst,
+        concurrency=rng.choice([None, 5, 70, 200]) if rate is None else None,
+        calls_per_day=rng.choice([1101, 2000]) if rate is None else None,
+        store_down=rng.choice(["lease", "closed"]),
+    )
+    script = []
+    for _ in range(250):
+        verb = rng.choices("afhdextkrc", weights=(8, 6, 6, 8, 3, 1, 4, 0.3, 0.3, 0.3))[0]
+        script.append((verb, rng.randrange(3), rng.randint(1, 40 if verb != "t" else 12)))
+    run(plan, script)

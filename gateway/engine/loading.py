@@ -98,15 +98,18 @@ async def load_python_version(source: Source, host: Host) -> Loaded:
         host.loop,
         host.clock,
     )
-    await python.start()
-    batcher = _batcher(source, python, python, host)
-    loaded = Loaded(servable=batcher, batcher=batcher, python=python, close=python.aclose)
     try:
+        await python.start()
         await host.loop.run_in_executor(python.executor(), run_warmups, python, source.interface, config, source.folder)
     except RepositoryError:
         await python.aclose()
         raise
-    return loaded
+    except asyncio.CancelledError:
+        # The engine is told to stop: a step that is still starting must not keep it.
+        python.close()
+        raise
+    batcher = _batcher(source, python, python, host)
+    return Loaded(servable=batcher, batcher=batcher, python=python, close=python.aclose)
 
 
 def python_limits(config: ModelConfig, default: PythonLimits) -> PythonLimits:

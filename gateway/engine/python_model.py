@@ -68,7 +68,7 @@ class PythonModel:
         """Start all processes.
 
         Raises:
-            RepositoryError: one does not start; those that did are closed.
+            RepositoryError: one does not start; `aclose` ends those that did.
         """
         starts = [self._loop.run_in_executor(self._executor, self._start_one) for _ in range(self._instances)]
         outcomes = await asyncio.gather(*starts, return_exceptions=True)
@@ -77,7 +77,6 @@ class PythonModel:
                 self._add(outcome)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
-                await self.aclose()
                 raise outcome
 
     def _start_one(self) -> PythonProcess:

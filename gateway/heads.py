@@ -5,7 +5,6 @@ kept as text and judged anew for every call.
 """
 
 import re
-from enum import IntEnum
 from typing import Final
 
 from gateway.auth.credential import extract_credential
@@ -15,42 +14,39 @@ from gateway.wire.grpc import try_timeout_ns
 from gateway.wire.http1 import encode_fields
 from gateway.wire.oip_target import METHODS, Verb, parse_target
 
-
-class Kind(IntEnum):
-    """What a call is about, as far as its head tells."""
-
-    LIVE = 0
-    READY = 1
-    HEALTH = 2
-    SERVER_READ = 3
-    MODEL_READ = 4
-    INFER = 5
-
+#: What a call is about, as far as its head tells; ordered. Plain ints: reading an enum member takes 0.1 µs in
+#: CPython 3.11, and a call reads a dozen.
+LIVE: Final = 0
+READY: Final = 1
+HEALTH: Final = 2
+SERVER_READ: Final = 3
+MODEL_READ: Final = 4
+INFER: Final = 5
 
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
 _RPCS: Final = {
-    _SERVICE + b"ServerLive": Kind.LIVE,
-    _SERVICE + b"ServerReady": Kind.READY,
-    b"/grpc.health.v1.Health/Check": Kind.HEALTH,
-    _SERVICE + b"ServerMetadata": Kind.SERVER_READ,
-    _SERVICE + b"RepositoryIndex": Kind.SERVER_READ,
-    _SERVICE + b"ModelReady": Kind.MODEL_READ,
-    _SERVICE + b"ModelMetadata": Kind.MODEL_READ,
-    _SERVICE + b"ModelConfig": Kind.MODEL_READ,
-    _SERVICE + b"ModelStatistics": Kind.MODEL_READ,
-    _SERVICE + b"ModelInfer": Kind.INFER,
+    _SERVICE + b"ServerLive": LIVE,
+    _SERVICE + b"ServerReady": READY,
+    b"/grpc.health.v1.Health/Check": HEALTH,
+    _SERVICE + b"ServerMetadata": SERVER_READ,
+    _SERVICE + b"RepositoryIndex": SERVER_READ,
+    _SERVICE + b"ModelReady": MODEL_READ,
+    _SERVICE + b"ModelMetadata": MODEL_READ,
+    _SERVICE + b"ModelConfig": MODEL_READ,
+    _SERVICE + b"ModelStatistics": MODEL_READ,
+    _SERVICE + b"ModelInfer": INFER,
 }
 #: What is served of REST; the other verbs are known and answered 501.
 _VERBS: Final = {
-    Verb.SERVER_LIVE: Kind.LIVE,
-    Verb.SERVER_READY: Kind.READY,
-    Verb.SERVER_METADATA: Kind.SERVER_READ,
-    Verb.REPOSITORY_INDEX: Kind.SERVER_READ,
-    Verb.MODEL_METADATA: Kind.MODEL_READ,
-    Verb.MODEL_READY: Kind.MODEL_READ,
-    Verb.MODEL_CONFIG: Kind.MODEL_READ,
-    Verb.MODEL_STATS: Kind.MODEL_READ,
-    Verb.MODEL_INFER: Kind.INFER,
+    Verb.SERVER_LIVE: LIVE,
+    Verb.SERVER_READY: READY,
+    Verb.SERVER_METADATA: SERVER_READ,
+    Verb.REPOSITORY_INDEX: SERVER_READ,
+    Verb.MODEL_METADATA: MODEL_READ,
+    Verb.MODEL_READY: MODEL_READ,
+    Verb.MODEL_CONFIG: MODEL_READ,
+    Verb.MODEL_STATS: MODEL_READ,
+    Verb.MODEL_INFER: INFER,
 }
 _CREDENTIAL_NAMES: Final = frozenset({b"authorization", b"x-api-key", b"apikey", b"x-apig-appcode"})
 #: Never forwarded as they came: rewritten, answered by us, or ours alone.
@@ -94,7 +90,7 @@ class HeadFacts:
     )
 
     def __init__(self) -> None:
-        self.kind = Kind.LIVE
+        self.kind: int = LIVE
         self.model = ""
         self.version = ""
         self.credential: bytes | None = None
@@ -184,7 +180,7 @@ def _read_field(head: RequestHead, facts: HeadFacts, name: bytes, value: bytes) 
         # A malformed traceparent starts a new trace; it never refuses a call (W3C Trace Context §3.2.2).
         if match is not None and match[1] != b"0" * 32 and match[2] != b"0" * 16:
             facts.trace_id, facts.trace_flags = match[1], match[3]
-    elif name == b"idempotency-key" and facts.kind is Kind.INFER:
+    elif name == b"idempotency-key" and facts.kind is INFER:
         return Refusal(
             code=Code.IDEMPOTENCY_UNSUPPORTED,
             message="Idempotency-Key is not supported yet: leave it out; each call is then billed on its own",

@@ -16,7 +16,6 @@ listener of its upstream and is driven by its exchange; `stage` says which event
 
 import asyncio
 from dataclasses import dataclass, field
-from enum import IntEnum
 from typing import Final
 
 from billing import failpoint
@@ -26,7 +25,7 @@ from gateway.auth.keyring import Keyring, Principal, Scope, authorize
 from gateway.call import CallIds, Data, Headers, call_id_bytes
 from gateway.clock import Clock
 from gateway.errors import Code, Refusal
-from gateway.heads import HeadFacts, Kind, facts_of
+from gateway.heads import HEALTH, INFER, LIVE, MODEL_READ, SERVER_READ, HeadFacts, facts_of
 from gateway.metering.log import UsageLog
 from gateway.monitoring.call_log import LINE, CallLog
 from gateway.monitoring.metrics import CallCounters
@@ -52,14 +51,15 @@ _UNCOUNTED_BYTES_MAX: Final = 4096
 _TEMPLATES_MAX: Final = 4096
 
 
-class Stage(IntEnum):
-    """Where a call stands. Events for an earlier or later stage are ignored."""
-
-    PEEKING = 0  # gRPC: the model's name is not in yet
-    DECIDING = 1  # the owner of a limit was asked
-    FORWARDING = 2
-    RECORDING = 3  # the reply is complete and waits for its record
-    DONE = 4
+#: Where a call stands (`LiveCall.stage`); events for an earlier or later stage are ignored. Plain ints: see heads.
+PEEKING: Final = 0  # gRPC: the model's name is not in yet; HTTP: the rows are not counted yet
+DECIDING: Final = 1  # the owner of a limit was asked
+FORWARDING: Final = 2
+RECORDING: Final = 3  # the reply is complete and waits for its record
+DONE: Final = 4
+_OK: Final = int(Outcome.OK)
+_SCOPE_INFER: Final = Scope.INFER
+_SCOPE_READ: Final = Scope.READ
 
 
 @dataclass(slots=True, kw_only=True)
@@ -146,7 +146,7 @@ class Gateway:
         self.live.add(call)
         if facts.refusal is not None:
             call.refuse(facts.refusal)
-        elif facts.kind <= Kind.HEALTH:
+        elif facts.kind <= HEALTH:
             call.answer_health()
         elif self._is_open_for(head.content_length):
             call.start()
@@ -200,7 +200,7 @@ class Gateway:
             return Refusal(code=Code.OVERLOADED, message="too much is in flight", retry_after_ms=1000)
         if self.is_policy_refused:
             return Refusal(code=Code.POLICY_STALE, message="the policy is too old to serve by", retry_after_ms=5000)
-        if facts.kind is Kind.INFER and self.log is not None and not self.log.is_accepting:
+        if facts.kind == INFER and self.log is not None and not self.log.is_accepting:
             return Refusal(code=Code.METERING_UNAVAILABLE, message="usage cannot be recorded", retry_after_ms=1000)
         return None
 
@@ -258,7 +258,7 @@ class LiveCall:
     reason = int(Reason.NOT_BILLABLE)
     code: Code | None = None
     status = 0
-    stage = Stage.DECIDING
+    stage: int = DECIDING
 
     def __init__(self, gateway: Gateway, exchange: Exchange, facts: HeadFacts, body: bytes | None = None) -> None:
         """`body`: the whole request's, when it came with its head."""
@@ -292,8 +292,8 @@ class LiveCall:
                 return
         else:
             self.principal = principal
-        if self.exchange.head.is_grpc and facts.kind >= Kind.MODEL_READ:
-            self.stage = Stage.PEEKING
+        if self.exchange.head.is_grpc and facts.kind >= MODEL_READ:
+            self.stage = PEEKING
             self.peek = GrpcPeek(gateway.limits.grpc_message_bytes_max, facts.grpc_encoding)
         else:
             self.decide()
@@ -301,16 +301,16 @@ class LiveCall:
     def decide(self) -> None:
         """Scope, model and endpoint by plain look-ups; then the limits, which may be another process's to decide."""
         gateway, facts, principal = self.gateway, self.facts, self.principal
-        self.stage = Stage.DECIDING
-        is_infer = facts.kind is Kind.INFER
+        self.stage = DECIDING
+        is_infer = facts.kind == INFER
         if principal is not None:
-            refusal = authorize(principal, Scope.INFER if is_infer else Scope.READ, self.model or None)
+            refusal = authorize(principal, _SCOPE_INFER if is_infer else _SCOPE_READ, self.model or None)
             if refusal is not None:
                 self.refuse(refusal)
                 return
         is_grpc = self.exchange.head.is_grpc
         router = gateway.router
-        if facts.kind is Kind.SERVER_READ or not self.model:
+        if facts.kind == SERVER_READ or not self.model:
             endpoint = router.any_endpoint(is_grpc=is_grpc)
         else:
             endpoint = router.choose(self.model, self.version, is_grpc=is_grpc)
@@ -337,7 +337,7 @@ class LiveCall:
         if isinstance(peek, Refusal):
             self.refuse(peek)
             return False
-        self.stage = Stage.PEEKING
+        self.stage = PEEKING
         self.row_peek = peek
         if self.body is not None:
             verdict = peek.feed(self.body)
@@ -348,8 +348,8 @@ class LiveCall:
         """Ask for the limits' permission; the answer may come at once or later."""
         gateway, principal, endpoint = self.gateway, self.principal, self.endpoint
         assert endpoint is not None
-        self.stage = Stage.DECIDING
-        if self.facts.kind is not Kind.INFER or principal is None or gateway.quota is None:
+        self.stage = DECIDING
+        if self.facts.kind != INFER or principal is None or gateway.quota is None:
             self.forward(endpoint)
             return
         decision = gateway.quota.admit(principal.tenant, principal.plan, self.on_decision)
@@ -359,9 +359,9 @@ class LiveCall:
     def on_decision(self, decision: Decision) -> None:
         """Granted: go on. Refused: say which limit. Too late: give the grant back uncounted."""
         if isinstance(decision, Refusal):
-            if self.stage is Stage.DECIDING:
+            if self.stage == DECIDING:
                 self.refuse(decision)
-        elif self.stage is not Stage.DECIDING:
+        elif self.stage != DECIDING:
             assert self.gateway.quota is not None
             self.gateway.quota.release(decision, is_counted=False)
         else:
@@ -376,7 +376,7 @@ class LiveCall:
         head = self.exchange.head
         pool = endpoint.grpc if head.is_grpc else endpoint.http
         assert pool is not None
-        self.stage = Stage.FORWARDING
+        self.stage = FORWARDING
         self.backend_start_ns = self.gateway.clock.monotonic_ns()
         endpoint.outstanding += 1
         upstream: Upstream
@@ -441,7 +441,7 @@ class LiveCall:
         """Body bytes of the caller: on to the backend, or held while something is undecided."""
         size = len(data)
         self.request_bytes += size
-        if self.stage is Stage.DONE:
+        if self.stage == DONE:
             return
         if self.request_bytes > self.gateway.limits.body_bytes_max:
             self.refuse(_too_large(self.gateway.limits.body_bytes_max))
@@ -452,18 +452,18 @@ class LiveCall:
             self.refuse(Refusal(code=peek.code, message=peek.fault))
             return
         upstream = self.upstream
-        if upstream is not None and self.stage is Stage.FORWARDING:
+        if upstream is not None and self.stage == FORWARDING:
             upstream.send_body(data)
             if not upstream.is_writable:
                 self.exchange.pause()
-        elif self.stage <= Stage.DECIDING:
+        elif self.stage <= DECIDING:
             if self.held_request is None:
                 self.held_request = []
             self.held_request.append(data if isinstance(data, bytes) else bytes(data))
             self._buffer(size)
-            if self.buffered_bytes > self.gateway.limits.stream_buffer_bytes_max and self.stage is Stage.DECIDING:
+            if self.buffered_bytes > self.gateway.limits.stream_buffer_bytes_max and self.stage == DECIDING:
                 self.exchange.pause()
-        if self.stage is Stage.PEEKING:
+        if self.stage == PEEKING:
             if self.row_peek is not None:
                 self._take_rows(self.row_peek.feed(data), self.row_peek)
             elif peek is not None and peek.state is Peeked.READY:
@@ -489,13 +489,13 @@ class LiveCall:
     def on_request_end(self) -> None:
         self.is_request_ended = True
         peek = self.peek
-        if peek is not None and self.stage < Stage.RECORDING and peek.end() is Peeked.FAULT:
+        if peek is not None and self.stage < RECORDING and peek.end() is Peeked.FAULT:
             self.refuse(Refusal(code=peek.code, message=peek.fault))
-        elif self.stage is Stage.PEEKING and self.row_peek is not None:
+        elif self.stage == PEEKING and self.row_peek is not None:
             self._take_rows(self.row_peek.finish(), self.row_peek)
-        elif self.stage is Stage.PEEKING and peek is not None:
+        elif self.stage == PEEKING and peek is not None:
             self._take_name(peek)
-        elif self.upstream is not None and self.stage is Stage.FORWARDING:
+        elif self.upstream is not None and self.stage == FORWARDING:
             self.upstream.send_end()
 
     # -- UpstreamListener ---------------------------------------------------------------------------------------------
@@ -582,7 +582,7 @@ class LiveCall:
         if not is_ok:
             self.code = Code.BACKEND_FAULT if self.reply_status >= 500 else Code.BAD_REQUEST
         log = self.gateway.log
-        if is_ok and self.facts.kind is Kind.INFER and log is not None and self.principal is not None:
+        if is_ok and self.facts.kind == INFER and log is not None and self.principal is not None:
             self.record(log, self.principal)
         else:
             self.send()
@@ -603,7 +603,7 @@ class LiveCall:
             self.refuse(Refusal(code=Code.BACKEND_PROTOCOL, message=message, retry_after_ms=1000))
 
     def on_upstream_writable(self) -> None:
-        if self.stage is Stage.FORWARDING:
+        if self.stage == FORWARDING:
             self.exchange.resume()
 
     # -- settle, record, send -----------------------------------------------------------------------------------------
@@ -611,15 +611,15 @@ class LiveCall:
     def _price(self) -> None:
         """List price of this call at the pinned price version. Only calls that were answered well are priced."""
         principal = self.principal
-        if principal is not None and self.facts.kind is Kind.INFER:
+        if principal is not None and self.facts.kind == INFER:
             policy = self.gateway.policy
             self.charge_nanos, self.reason = policy.rater.charge(
-                self.model, principal.plan.pricing, Outcome.OK, self.rows, self.compute_ns
+                self.model, principal.plan.pricing, _OK, self.rows, self.compute_ns
             )
 
     def record(self, log: UsageLog, principal: Principal) -> None:
         """Append SERVED. `on_durable` follows once it, and all that wait with it, is on disk."""
-        self.stage = Stage.RECORDING
+        self.stage = RECORDING
         if not self.is_streaming:
             self._price()
         gateway = self.gateway
@@ -630,7 +630,7 @@ class LiveCall:
         payload = template.encode(
             call_id_bytes(self.call_id),
             gateway.clock.wall_ns(),
-            Outcome.OK,
+            _OK,
             self.reason,
             self.rows,
             self.compute_ns,
@@ -665,7 +665,7 @@ class LiveCall:
             exchange.send_end(self.reply_trailers)
         else:
             whole = body[0] if len(body) == 1 else b"".join(body)
-            if isinstance(exchange, H1Exchange) and self.facts.kind is Kind.INFER:
+            if isinstance(exchange, H1Exchange) and self.facts.kind == INFER:
                 exchange.reply_lines(self.reply_status, self._reply_lines(), whole)
             else:
                 headers = self.reply_headers + self._own_headers(self.record_ns)
@@ -677,7 +677,7 @@ class LiveCall:
         policy = self.gateway.policy
         backend_ns = (self.backend_end_ns or self.gateway.clock.monotonic_ns()) - self.backend_start_ns
         headers = self._identity()
-        if self.facts.kind is Kind.INFER:
+        if self.facts.kind == INFER:
             text = self.gateway.charges.text(self.charge_nanos, self.reason, policy.price_version, policy.currency)
             headers.append((b"tollway-charge", text))
         gateway_ns = self.backend_start_ns - self.arrival_ns
@@ -712,22 +712,22 @@ class LiveCall:
     def answer_health(self) -> None:
         """Live and ready are open and free of content: probes carry no credentials."""
         kind, exchange = self.facts.kind, self.exchange
-        is_good = kind is Kind.LIVE or self.gateway.is_ready
+        is_good = kind == LIVE or self.gateway.is_ready
         if exchange.head.is_grpc:
             # Live/ReadyResponse{true} and HealthCheckResponse{SERVING} are 08 01; NOT_SERVING is 08 02; false is empty.
-            message = b"\x08\x01" if is_good else (b"\x08\x02" if kind is Kind.HEALTH else b"")
+            message = b"\x08\x01" if is_good else (b"\x08\x02" if kind == HEALTH else b"")
             body = b"\0\0\0\0%c" % len(message) + message
             self.status = 200
             exchange.reply(200, [GRPC_TYPE], body, [(b"grpc-status", b"0")])
         else:
             self.status = 200 if is_good else 503
-            name = b"live" if kind is Kind.LIVE else b"ready"
+            name = b"live" if kind == LIVE else b"ready"
             exchange.reply(self.status, [JSON_TYPE], b'{"%b": %b}' % (name, b"true" if is_good else b"false"))
         self.finish()
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer with an error and end. Where a reply has begun the only honest end is to cut it."""
-        if self.stage is Stage.DONE:
+        if self.stage == DONE:
             return
         self.code = refusal.code
         self._cancel_upstream()
@@ -740,13 +740,13 @@ class LiveCall:
 
     def on_deadline(self) -> None:
         """Time is up: upstream is cancelled and the slot freed. A call whose record is on its way is answered."""
-        if self.stage < Stage.RECORDING:
+        if self.stage < RECORDING:
             self.refuse(Refusal(code=Code.DEADLINE_EXCEEDED, message="the call's deadline has passed"))
 
     def on_hang_up(self) -> None:
         """The caller is gone: free before the record is appended, noted after."""
         self.is_gone = True
-        if self.stage < Stage.RECORDING:
+        if self.stage < RECORDING:
             self.code = Code.CANCELLED
             self.status = 499
             self._cancel_upstream()
@@ -759,11 +759,11 @@ class LiveCall:
 
     def finish(self) -> None:
         """Last step of every call, exactly once: slot freed, counted, one line logged."""
-        if self.stage is Stage.DONE:
+        if self.stage == DONE:
             return
         gateway = self.gateway
         is_counted = self.code is None and not self.is_gone
-        self.stage = Stage.DONE
+        self.stage = DONE
         self.exchange.call = None  # no cycle: the call is freed by its count, not by the collector
         gateway.live.discard(self)
         if self.deadline is not None:
@@ -779,7 +779,7 @@ class LiveCall:
         code = "ok" if self.code is None else self.code.value
         model = self.model if self.endpoint is not None else _ANONYMOUS
         gateway.counters.observe(protocol, model, code, duration_ns)
-        if gateway.call_log is not None and self.facts.kind > Kind.HEALTH:
+        if gateway.call_log is not None and self.facts.kind > HEALTH:
             self._log(gateway.call_log, protocol, model, code, duration_ns)
 
     def _log(self, call_log: CallLog, protocol: str, model: str, code: str, duration_ns: int) -> None:

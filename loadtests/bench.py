@@ -52,6 +52,8 @@ _PEERS: Final[Mapping[str, Callable[[Path, str, int], Contender]]] = {
 _PEER_LOGS: Final = {"nginx_lua": "usage.log", "envoy_policy": "envoy_policy.access.log"}
 
 
+#: With fewer calls than this, "flat" would judge the warm-up.
+_FLAT_CALLS_MIN: Final = 500_000
 #: What a contender that misbehaves can raise here. Anything else is a fault of the bench itself and ends it.
 _FAILURES: Final = (BenchError, OSError, http.client.HTTPException, subprocess.SubprocessError, ValueError, KeyError)
 
@@ -86,8 +88,9 @@ class Bench:
         self._check_policies(backend)
         for scenario in self.plan.scenarios:
             self._run_scenario(scenario, backend)
-        if "tollway_all" in self.contenders:
-            self._check("tollway_all", check_books, self.contenders["tollway_all"])
+        for name in ("tollway_all", TOLLWAY_TMPFS):
+            if name in self.contenders:
+                self._check(name, check_books, self.contenders[name])
         if self.plan.has_engine:
             self.say("engine: raw loop and served convnet")
             self._attempt("engine", self._run_engine)
@@ -180,12 +183,18 @@ class Bench:
 
     def _run_engine(self) -> None:
         self.engine = run_engine(self.plan, self.workdir, self.cores)
-        self.problems += [f"engine: {problem}" for problem in self.engine.problems]
+        for problem in self.engine.problems:
+            self._note(f"engine: {problem}")
 
     def _run_memory(self, backend: Contender) -> None:
         bodies = {protocol: self.bodies[protocol, "1k"] for protocol in ("http", "grpc")}
         self.memory = run_memory(self.plan, bodies, backend, self.workdir, self.cores)
-        self.problems += [f"memory: {problem}" for problem in self.memory.problems]
+        for problem in self.memory.problems:
+            self._note(f"memory: {problem}")
+        if self.memory.calls >= _FLAT_CALLS_MIN:
+            detail = f"{self.memory.growth_mb:+.2f} MB over the second half"
+            is_flat = self.memory.is_flat
+            self.checks.append(Check(contender="tollway_memory", name="flat", is_passed=is_flat, detail=detail))
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -190,6 +190,11 @@ def pin_all_threads(pid: int, core: int) -> None:
         os.sched_setaffinity(int(thread), {core})
 
 
+def stray_threads(pid: int, core: int) -> int:
+    """How many threads of a process may run elsewhere than on `core`."""
+    return sum(os.sched_getaffinity(int(thread)) != {core} for thread in os.listdir(f"/proc/{pid}/task"))
+
+
 def wait_until(
     what: str, is_done: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, limit_s: float = 20.0
 ) -> None:

@@ -51,7 +51,6 @@ def settings_text(
     backend: str | None,
     *,
     models: Path | None = None,
-    usage_dir: Path | None = None,
 ) -> str:
     """The settings file (TOML). `backend` is host:port; `models` is a repository for the embedded engine."""
     lines = [
@@ -63,8 +62,6 @@ def settings_text(
     if models is not None:
         lines += [f"model_repositories = [{json.dumps(str(models))}]", "python_models_allowed = []"]
         lines += ["engine_threads = 1"]
-    if usage_dir is not None:
-        lines.append(f"usage_dir = {json.dumps(str(usage_dir))}")
     if backend is not None:
         lines += ["[[backends]]", 'name = "bench"', f'http = "http://{backend}"', f'grpc = "grpc://{backend}"']
     return "\n".join(lines) + "\n"
@@ -80,13 +77,20 @@ def start_tollway(
     models: Path | None = None,
     usage_dir: Path | None = None,
 ) -> Contender:
-    """Start `tollway up` in a mode and make its key. Raises BenchError with the end of its log."""
+    """Start `tollway up` in a mode and make its key. Raises BenchError with the end of its log.
+
+    `usage_dir` is an existing folder, perhaps on another file system, that holds the usage log.
+    """
     name = name or f"tollway_{mode}"
     folder = workdir / name
     folder.mkdir(mode=0o700)
+    if usage_dir is not None:
+        # The log's place is fixed within the data folder; where that leads is the operator's affair.
+        (folder / "data").mkdir(mode=0o700)
+        (folder / "data" / "usage").symlink_to(usage_dir)
     ports = {port: free_port() for port in ("http_port", "grpc_port", "metrics_port", "api_port")}
     settings = folder / "settings.toml"
-    settings.write_text(settings_text(mode, folder / "data", ports, backend, models=models, usage_dir=usage_dir))
+    settings.write_text(settings_text(mode, folder / "data", ports, backend, models=models))
     log = workdir / f"{name}.log"
     # Settings may come from TOLLWAY_ variables, too: here only from the file.
     env = {key: value for key, value in os.environ.items() if not key.startswith("TOLLWAY_")}

@@ -63,6 +63,9 @@ def _document(problems: list[str]) -> dict[str, Any]:
         served_p50_us={1: 1.0, 8: 2.0},
         rounds=[{"raw": 1100.0, "served_1": 900.0}],
         ratio=0.9,
+        raw_per_cpu_s=1200.0,
+        served_per_cpu_s={1: 960.0, 8: 1080.0},
+        cpu_ratio=0.9,
         problems=(),
     )
     memory = MemoryResult(
@@ -98,7 +101,7 @@ def test_ratios_are_a_flat_map_with_every_key() -> None:
 def test_the_log_on_disk_stands_beside_the_ratio_on_tmpfs() -> None:
     document = _document([])
     assert document["ratios"]["http_c1_added_vs_nginx"] == 2.0
-    assert document["beside"] == {"http_c1_added_vs_nginx_log_on_disk": 5.0}
+    assert document["beside"]["http_c1_added_vs_nginx_log_on_disk"] == 5.0
 
 
 def test_a_missed_target_fails_in_table_and_markdown() -> None:

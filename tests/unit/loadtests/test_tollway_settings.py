@@ -23,12 +23,11 @@ def test_modes_are_what_their_notes_say(mode: str, has_key: bool, is_metering: b
     assert mode in NOTES
 
 
-def test_engine_and_usage_folder_are_set_when_given(tmp_path: Path) -> None:
+def test_engine_serves_the_given_repository_on_one_thread(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
-    models, usage = tmp_path / "models", tmp_path / "usage"
-    file.write_text(settings_text("all", tmp_path / "data", _PORTS, None, models=models, usage_dir=usage))
+    models = tmp_path / "models"
+    file.write_text(settings_text("all", tmp_path / "data", _PORTS, None, models=models))
     settings = load_settings(file, {})
     assert settings.engine
     assert settings.engine_threads == 1
-    assert (settings.model_repositories, settings.python_models_allowed, settings.usage_root) == ((models,), (), usage)
-    assert settings.backends == ()
+    assert (settings.model_repositories, settings.python_models_allowed, settings.backends) == ((models,), (), ())

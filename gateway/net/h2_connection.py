@@ -6,7 +6,7 @@ from typing import Final, Protocol, cast
 
 from gateway.call import Data, Headers, RequestHead
 from gateway.net.h2_call import H2Call
-from gateway.wire.header_blocks import HeaderMemo
+from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.http2 import Http2Connection
 from gateway.wire.http2_fields import HeadFault, ReplyHead
 from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits

@@ -14,7 +14,8 @@ from gateway.call import Data, Headers, RequestHead
 from gateway.net.exchange import Application
 from gateway.net.h2_exchange import H2Exchange
 from gateway.wire.grpc import status_trailers
-from gateway.wire.header_blocks import BlockEncoder, HeaderMemo
+from gateway.wire.header_blocks import BlockEncoder
+from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.http2 import Http2Connection
 from gateway.wire.http2_fields import HeadFault
 from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits

@@ -18,7 +18,8 @@ from gateway.call import Headers
 from gateway.net.exchange import POOL_FULL, UpstreamListener
 from gateway.net.h2_call import H2Call
 from gateway.net.h2_connection import H2Outbound
-from gateway.wire.header_blocks import BlockEncoder, HeaderMemo
+from gateway.wire.header_blocks import BlockEncoder
+from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.http2_frames import Http2Limits
 from gateway.wire.http2_stream import Budget
 

@@ -5,83 +5,26 @@ size update 0x20), a block means the same whenever it comes: `HeaderMemo` then m
 single fields, to what they say, for all connections of a process. Until then the `hpack` package keeps the full state.
 """
 
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Final
 
 import hpack
-from hpack.huffman_table import decode_huffman
 
+from gateway.wire.header_memo import HeaderBlock, HeaderMemo
 from gateway.wire.hpack_static import STATIC_NAME_INDEX, STATIC_PAIR_INDEX, STATIC_TABLE, STATIC_TABLE_LENGTH
 from gateway.wire.http2_fields import Field, field
 from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits
+from gateway.wire.huffman import decode_huffman, decode_name
 
 _SIZE_UPDATE_ZERO: Final = 0x20
 _INTEGER_BYTES_MAX: Final = 5
 _ENTRY_OVERHEAD_BYTES: Final = 32
-_MEMO_BLOCK_BYTES_MAX: Final = 2048
-_MEMO_FIELD_BYTES_MAX: Final = 512
-
-
-class HeaderBlock:
-    """A decoded block, shared by all equal blocks: read-only but for its slots of derived values.
-
-    `list_bytes` is the size by RFC 9113 §6.5.2. `head` and `trailers` keep what the block says as either.
-    """
-
-    __slots__ = ("fields", "head", "list_bytes", "trailers")
-
-    def __init__(self, fields: list[Field], list_bytes: int) -> None:
-        self.fields = fields
-        self.list_bytes = list_bytes
-        self.head: Any = None
-        self.trailers: Any = None
-
-
-class HeaderMemo:
-    """Remembers stateless blocks and fields by their bytes, in two generations: the old one is forgotten as a whole.
-
-    Two generations keep the blocks in use while unique ones (trace ids) stream through.
-    """
-
-    __slots__ = ("_blocks_max", "_fields_max", "_old_blocks", "_old_fields", "blocks", "fields")
-
-    def __init__(self, blocks_max: int = 512, fields_max: int = 2048) -> None:
-        self._blocks_max = blocks_max
-        self._fields_max = fields_max
-        self.blocks: dict[bytes, HeaderBlock] = {}
-        self._old_blocks: dict[bytes, HeaderBlock] = {}
-        self.fields: dict[bytes, Field] = {}
-        self._old_fields: dict[bytes, Field] = {}
-
-    def find_old_block(self, raw: bytes) -> HeaderBlock | None:
-        found = self._old_blocks.get(raw)
-        if found is not None:
-            self.keep_block(raw, found)
-        return found
-
-    def keep_block(self, raw: bytes, block: HeaderBlock) -> None:
-        if len(raw) > _MEMO_BLOCK_BYTES_MAX:
-            return
-        if len(self.blocks) >= self._blocks_max:
-            self._old_blocks, self.blocks = self.blocks, {}
-        self.blocks[raw] = block
-
-    def find_field(self, raw: bytes) -> Field | None:
-        """A field not in `fields`, from the old generation."""
-        found = self._old_fields.get(raw)
-        if found is not None:
-            self.keep_field(raw, found)
-        return found
-
-    def keep_field(self, raw: bytes, value: Field) -> None:
-        if len(raw) > _MEMO_FIELD_BYTES_MAX:
-            return
-        if len(self.fields) >= self._fields_max:
-            self._old_fields, self.fields = self.fields, {}
-        self.fields[raw] = value
 
 
 _STATIC_FIELDS: Final[tuple[Field, ...]] = (field(b"", b""), *(field(*pair) for pair in STATIC_TABLE))
+
+
+_FIRST_FIELD: Final = _STATIC_FIELDS[2]
 
 
 def _corrupt(message: str) -> Http2Error:
@@ -103,7 +46,7 @@ def _read_integer(raw: bytes, position: int, prefix: int) -> tuple[int, int]:
             raise _corrupt("overlong integer in a header block")
 
 
-def _read_string(raw: bytes, position: int) -> tuple[bytes, int]:
+def _read_string(raw: bytes, position: int, decode: Callable[[bytes], bytes]) -> tuple[bytes, int]:
     """(text, next position) of a string literal (RFC 7541 §5.2). The caller has checked its bounds."""
     first = raw[position]
     length = first & 0x7F
@@ -112,7 +55,7 @@ def _read_string(raw: bytes, position: int) -> tuple[bytes, int]:
         length, position = _read_integer(raw, position, 0x7F)
     end = position + length
     text = raw[position:end]
-    return (decode_huffman(text) if first & 0x80 else text), end
+    return (decode(text) if first & 0x80 else text), end
 
 
 def _skip_string(raw: bytes, position: int) -> int:
@@ -134,21 +77,53 @@ def _decode_literal(raw: bytes) -> Field:
         if index:
             name = STATIC_TABLE[index - 1][0]
         else:
-            name, position = _read_string(raw, position)
-        return field(name, _read_string(raw, position)[0])
+            name, position = _read_string(raw, position, decode_name)
+        return field(name, _read_string(raw, position, decode_huffman)[0])
     except hpack.HPACKError as error:
         raise _corrupt("malformed Huffman code in a header block") from error
+
+
+def _offsets(raw: bytes) -> list[int]:
+    """Where each field of a well-formed stateless block begins, and the end; size updates belong to what follows."""
+    offsets = [0]
+    position = 0
+    while position < len(raw):
+        first = raw[position]
+        position += 1
+        if first < 0x80:
+            if first & 0xE0 == _SIZE_UPDATE_ZERO:
+                continue
+            mask = 0x3F if first >= 0x40 else 0x0F
+            index = first & mask
+            if index == 0:
+                position = _skip_string(raw, position)
+            elif index == mask:
+                _, position = _read_integer(raw, position, mask)
+            position = _skip_string(raw, position)
+        offsets.append(position)
+    return offsets
 
 
 class BlockDecoder:
     """Decodes the blocks of one connection, in order. `memo` may be shared by all connections with equal limits."""
 
-    __slots__ = ("_block_hard_bytes_max", "_fields_hard_max", "_is_acknowledged", "_memo", "_stateful", "is_stateless")
+    __slots__ = (
+        "_block_hard_bytes_max",
+        "_fields_hard_max",
+        "_headers_max",
+        "_is_acknowledged",
+        "_list_bytes_max",
+        "_memo",
+        "_stateful",
+        "is_stateless",
+    )
 
     def __init__(self, limits: Http2Limits, memo: HeaderMemo) -> None:
         # Between one and two times the announced limit a request is answered 431; beyond, the connection ends.
         self._block_hard_bytes_max = 2 * limits.header_list_bytes_max
         self._fields_hard_max = 2 * limits.headers_max
+        self._list_bytes_max = limits.header_list_bytes_max
+        self._headers_max = limits.headers_max
         self._memo = memo
         self._stateful: hpack.Decoder | None = None
         self._is_acknowledged = False
@@ -165,11 +140,32 @@ class BlockDecoder:
         memo = self._memo
         found = memo.blocks.get(raw)
         if found is None:
-            found = memo.find_old_block(raw)
-            if found is None:
-                found = self._split(raw)
-                memo.keep_block(raw, found)
+            found = memo.old_blocks.get(raw) or self._vary(raw) or self._split_and_learn(raw)
+            memo.keep_block(raw, found)
         return found
+
+    def _vary(self, raw: bytes) -> HeaderBlock | None:
+        """Decode `raw` as a known block but for some ordinary fields in its middle, or None."""
+        memo = self._memo
+        template = memo.find_template(raw)
+        if template is None:
+            return None
+        middle = raw[len(template.prefix) : len(raw) - len(template.suffix)]
+        known = memo.fields.get(middle)
+        if known is not None:
+            return template.derive([known], self._list_bytes_max, self._headers_max)
+        fields = [_FIRST_FIELD]  # a size update is allowed before the first field only, and this is not the first
+        try:
+            self._split_into(fields, middle)
+        except (IndexError, Http2Error):
+            return None  # the whole is judged, not the part
+        del fields[0]
+        return template.derive(fields, self._list_bytes_max, self._headers_max)
+
+    def _split_and_learn(self, raw: bytes) -> HeaderBlock:
+        block = self._split(raw)
+        self._memo.learn(raw, block, _offsets)
+        return block
 
     def _decode_stateful(self, raw: bytes) -> HeaderBlock:
         if self._is_acknowledged:

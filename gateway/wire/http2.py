@@ -12,7 +12,8 @@ from gateway.call import Data, Headers, RequestHead
 from gateway.errors import Code
 from gateway.wire import http2_control, http2_settings
 from gateway.wire import http2_frames as frames
-from gateway.wire.header_blocks import BlockDecoder, HeaderBlock, HeaderMemo
+from gateway.wire.header_blocks import BlockDecoder
+from gateway.wire.header_memo import HeaderBlock, HeaderMemo
 from gateway.wire.http2_fields import HeadFault, is_grpc_block, reply_head, request_head, trailer_fields
 from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits
 from gateway.wire.http2_guard import FloodGuard

@@ -164,25 +164,12 @@ class GrpcPeek:
 
     def _end_message(self) -> None:
         self._left = -1
+        # The checksum is read only after all output is out, so an end before `eof` is a cut.
         if self._inflate is not None and not self._inflate.eof:
-            self._finish_inflate(self._inflate)
-        if self.state is not Peeked.FAULT:
+            self._fail(Code.BAD_REQUEST, "truncated compressed message")
+        else:
             self._follow(self._message.end())
             self._compare()
-
-    def _finish_inflate(self, inflate: "zlib._Decompress") -> None:
-        """The input is complete but output may be pending in zlib when a step filled exactly."""
-        while self.state is not Peeked.FAULT and not inflate.eof:
-            plain = inflate.decompress(b"", _INFLATE_STEP_BYTES)
-            if not plain:
-                break
-            self._inflated_bytes += len(plain)
-            if self._inflated_bytes > self._message_bytes_max:
-                self._fail(Code.BODY_TOO_LARGE, f"message inflates to more than {self._message_bytes_max} bytes")
-                return
-            self._follow(self._message.feed(plain))
-        if not inflate.eof:
-            self._fail(Code.BAD_REQUEST, "truncated compressed message")
 
     def _follow(self, state: Peeked) -> None:
         if state is Peeked.FAULT:

@@ -207,8 +207,6 @@ def _first_dimension(data: Data, position: int, end: int, available: int) -> int
             raise ValueError
         if position > available:
             raise _Short
-    if position > end:
-        raise ValueError
     return -1
 
 

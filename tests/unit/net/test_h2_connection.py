@@ -10,7 +10,7 @@ from gateway.net.h2_call import H2Call
 from gateway.net.h2_connection import H2Outbound
 from gateway.net.h2_outbound import H2PoolLimits
 from gateway.wire import http2_frames as frames
-from gateway.wire.header_blocks import HeaderMemo
+from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.http2_frames import H2Code, Http2Limits
 from gateway.wire.http2_stream import Budget
 from tests.unit.wire.h2_tools import GRPC, PLAIN_SETTINGS, block, data, frame, head

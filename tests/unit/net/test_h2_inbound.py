@@ -11,7 +11,8 @@ from gateway.net.exchange import Exchange
 from gateway.net.h2_inbound import H2Inbound, H2InboundLimits, H2Shared
 from gateway.wire import http2_frames as frames
 from gateway.wire.grpc import CONTENT_TYPE, status_trailers
-from gateway.wire.header_blocks import BlockDecoder, HeaderMemo
+from gateway.wire.header_blocks import BlockDecoder
+from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.http2_frames import H2Code, Http2Limits
 from gateway.wire.status import Grpc
 from tests.unit.wire.h2_tools import GRPC, PLAIN_SETTINGS, REQUEST, data, frame, head

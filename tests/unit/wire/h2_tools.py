@@ -6,7 +6,8 @@ from typing import Any
 from gateway.call import Data, Headers, RequestHead
 from gateway.clock import FakeClock
 from gateway.wire import http2_frames as frames
-from gateway.wire.header_blocks import BlockEncoder, HeaderMemo
+from gateway.wire.header_blocks import BlockEncoder
+from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.http2 import Http2Connection
 from gateway.wire.http2_fields import HeadFault, ReplyHead
 from gateway.wire.http2_frames import H2Code, Http2Limits

@@ -4,7 +4,8 @@ import hpack
 import pytest
 
 from gateway.call import Headers
-from gateway.wire.header_blocks import BlockDecoder, BlockEncoder, HeaderMemo, encode_integer
+from gateway.wire.header_blocks import BlockDecoder, BlockEncoder, encode_integer
+from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.hpack_static import STATIC_TABLE
 from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits
 

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.errors import Code
 from gateway.wire import http2_frames as frames
-from gateway.wire.http2_frames import H2Code
+from gateway.wire.http2_frames import H2Code, Http2Error
 
 from .h2_tools import GRPC, PLAIN_SETTINGS, REQUEST, Peer, block, data, frame, head, padded
 
@@ -451,3 +451,22 @@ def test_handler_may_reset_from_within_a_callback() -> None:
     assert recorder.names() == ["request"]
     assert peer.resets() == [(1, H2Code.CANCEL)]
     assert peer.connection._recv_credit_bytes == 10
+
+
+def test_only_the_first_failure_is_told() -> None:
+    peer = Peer()
+    peer.connection.fail(Http2Error(H2Code.NO_ERROR, "first"))
+    peer.connection.fail(Http2Error(H2Code.INTERNAL_ERROR, "second"))
+    assert peer.goaways() == [(0, H2Code.NO_ERROR)]
+    peer.connection.begin_drain()
+    assert not peer.connection.is_draining
+
+
+def test_equal_trailers_are_read_once() -> None:
+    peer = Peer()
+    peer.feed(frames.headers(1, b"\x20" + block(GRPC), 16384, is_end=False))
+    for stream_id in (1, 3):
+        if stream_id == 3:
+            peer.feed(head(3, GRPC))
+        peer.feed(head(stream_id, [(b"x-t", b"v")], is_end=True))
+    assert peer.recorder.log[1][2] is peer.recorder.log[3][2]

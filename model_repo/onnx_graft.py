@@ -12,6 +12,7 @@ from model_repo.onnx_builder import Node, Value, Weight, encode_model
 
 #: Field numbers of onnx.proto: ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto, StringStringEntryProto.
 MODEL_GRAPH: Final = 7
+MODEL_OPSET: Final = 8
 MODEL_METADATA: Final = 14
 GRAPH_NODE: Final = 1
 GRAPH_NAME: Final = 2
@@ -101,6 +102,23 @@ def read_metadata(model: bytes, key: str) -> str:
             if entry.get(1) == key.encode():
                 return entry.get(2, b"").decode()
     raise GraftError(f"the model's metadata has no '{key}'")
+
+
+def check_operators(model: bytes, least: int, most: int) -> None:
+    """Refuse a model whose operator set is not one that a graft's nodes are written for.
+
+    Raises:
+        GraftError: it is older or newer, or the model names none.
+    """
+    for field in read_fields(model):
+        if field.number == MODEL_OPSET:
+            parts = {part.number: part for part in read_fields(field.value)}
+            if 2 in parts and (1 not in parts or not parts[1].value):
+                version, _ = _read_varint(parts[2].encoded, 1)
+                if least <= version <= most:
+                    return
+                raise GraftError(f"operator set {version} is outside {least}..{most}")
+    raise GraftError("no ONNX model: it names no operator set")
 
 
 def read_ends(model: bytes) -> tuple[str, str]:

@@ -71,7 +71,10 @@ class Sent(msgspec.Struct, frozen=True, array_like=True, tag="M", kw_only=True):
 
 
 class Ended(msgspec.Struct, frozen=True, array_like=True, tag="E", kw_only=True):
-    """Terminal mark of one exception: the Served record `served_seq` was charged but the caller had gone."""
+    """Terminal mark of one exception: why the caller of the Served record `served_seq` did not get the whole reply.
+
+    Causes that are free of charge: `billing.intake.FREE_CAUSES`.
+    """
 
     served_seq: int
     cause: str

@@ -1,6 +1,7 @@
 """Owns the decision what becomes of each usage record: post, void, quarantine, or wait. Pure; no I/O.
 
     Served + Sent or Ended      → post (a call is charged once it is known to have been handed to the socket, R8)
+    Served + Ended, free cause  → void: the caller got nothing complete, and nobody will ever send it (R8)
     Served, epoch lives         → waits; the watermark stays below it, so after a crash of the meter it is read again
     Served, epoch dead, no mark → void, counted and published (R7: what the caller got is undecidable)
     Served with a fault         → quarantine (R4)
@@ -10,12 +11,25 @@ One `Intake` per meter process; state is rebuilt from the logs above the waterma
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final, NamedTuple
 
 from billing.events import Closed, Ended, Record, Sent, Served
 from billing.judge import Verdict
 from billing.ledger.port import BATCH_EVENTS_MAX, Batch, Ending, Item, Position, Rejected, Source
 
 Judge = Callable[[Served], Verdict | None]
+
+#: Causes of Ended for which nothing is charged: gone before the record was durable, or our own fault in sending. The
+#: log writes both before the Sent of their group, so such a call is never posted first.
+FREE_CAUSES: Final = frozenset({"gone_before_durable", "callback_failed"})
+
+
+class Decided(NamedTuple):
+    """What some records decided: calls to post, calls to void, and how exceptions among the posted ones ended."""
+
+    ready: list[tuple[int, Served]]
+    freed: list[tuple[int, Served]]
+    endings: dict[int, Ending]
 
 
 class LogPairing:
@@ -32,9 +46,10 @@ class LogPairing:
         #: Sequence numbers of Served records above the watermark, decided or not.
         self._above: deque[int] = deque()
 
-    def feed(self, records: Iterable[tuple[int, Record]]) -> tuple[list[tuple[int, Served]], dict[int, Ending]]:
-        """Take records in order. Returns the Served that got their mark, and how exceptions among them ended."""
+    def feed(self, records: Iterable[tuple[int, Record]]) -> Decided:
+        """Take records in order; returns what they decided."""
         ready: list[tuple[int, Served]] = []
+        freed: list[tuple[int, Served]] = []
         endings: dict[int, Ending] = {}
         pending, above, seq = self.pending, self._above, self.seq
         for seq, record in records:
@@ -45,15 +60,18 @@ class LogPairing:
             elif isinstance(record, Sent):
                 self._release(record, ready)
             elif isinstance(record, Ended):
-                # Ended wins over Sent whichever came first: both charge, Ended also says why the reply was cut.
-                endings[record.served_seq] = Ending(record.cause, record.bytes_sent)
+                # Ended wins over Sent whichever came first; it also says why the reply was cut.
                 cut = pending.pop(record.served_seq, None)
+                if cut is not None and record.cause in FREE_CAUSES:
+                    freed.append((record.served_seq, cut))
+                    continue
+                endings[record.served_seq] = Ending(record.cause, record.bytes_sent)
                 if cut is not None:
                     ready.append((record.served_seq, cut))
             else:
                 assert isinstance(record, Closed)
         self.seq = seq
-        return ready, endings
+        return Decided(ready, freed, endings)
 
     def end(self, last_seq: int) -> list[tuple[int, Served]]:
         """The epoch is dead and fully read: give up what still waits."""
@@ -102,8 +120,9 @@ class Intake:
 
     def feed(self, source: Source, records: Iterable[tuple[int, Record]]) -> None:
         """Take the next records of one log."""
-        ready, endings = self._log(source).feed(records)
+        ready, freed, endings = self._log(source).feed(records)
         self._ready.extend([(source, seq, served) for seq, served in ready])
+        self._voids.extend([(source, seq, served) for seq, served in freed])
         self._endings.update({(source, seq): ending for seq, ending in endings.items()})
         self._touched.add(source)
 

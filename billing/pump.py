@@ -164,7 +164,7 @@ class Pump:
 
     def _announce(self, batch: Batch, report: PostReport) -> None:
         if report.voided:
-            _log.warning("calls_voided: %d served by workers that died before it was known to be sent", report.voided)
+            _log.warning("calls_voided: %d that are not known to have reached their callers", report.voided)
         if report.quarantined:
             reasons = {one.reason for one in batch.rejected} or {"exists_with_different"}
             _log.error("records_quarantined: %d (%s)", report.quarantined, ", ".join(sorted(reasons)))

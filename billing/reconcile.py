@@ -158,7 +158,11 @@ def _walk_logs(db: sqlite3.Connection, root: Path, positions: dict[Source, Posit
             if isinstance(result, Damaged):
                 disk.note("damaged_log", f"{source.instance}/{source.epoch}", result.reason)
                 continue
-            due = pairing.end(result.last_seq) if isinstance(result, EpochEnded) else pairing.feed(result.records)[0]
+            if isinstance(result, EpochEnded):
+                due = pairing.end(result.last_seq)
+            else:
+                ready, freed, _ = pairing.feed(result.records)
+                due = ready + freed
             for seq, served in due:
                 _check(disk, (source, seq, served), is_due=True)
     finally:

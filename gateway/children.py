@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import IO, Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -18,6 +19,8 @@ _BACKOFF_FIRST_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0
 #: A child that lived this long starts again without delay.
 _STABLE_S: Final = 10.0
+#: Crash suites only: a folder in which the file `<role>` orders a failpoint for the next process of that role.
+FAILPOINT_DIR_VARIABLE: Final = "TOLLWAY_FAILPOINT_DIR"
 
 
 def _die_with_parent() -> None:
@@ -82,6 +85,7 @@ class Child:
                 stderr=self._log,
                 process_group=0,
                 preexec_fn=_die_with_parent,
+                env=_environment(self.role),
             )
         except BaseException:
             os.close(read_fd)
@@ -124,6 +128,20 @@ class Child:
         if self.process is not None:
             await self.process.wait()
         return False
+
+
+def _environment(role: str) -> dict[str, str] | None:
+    """What the next process of `role` inherits; None: all of ours. A failpoint order is taken, so it kills once."""
+    folder = os.environ.get(FAILPOINT_DIR_VARIABLE)
+    if not folder:
+        return None
+    order = Path(folder) / role
+    try:
+        spec = order.read_text(encoding="ascii")
+    except FileNotFoundError:
+        return None
+    order.unlink()
+    return {**os.environ, "TOLLWAY_FAILPOINT": spec}
 
 
 def _describe(code: int) -> str:

@@ -44,6 +44,8 @@ from gateway.snapshot_watcher import SnapshotWatcher
 _SWEEP_S: Final = 1.0
 #: SIGINT (Ctrl-C) asks for a quick end; SIGTERM for a patient one.
 _QUICK_DRAIN_S: Final = 1.0
+#: A disk that takes nothing must not hold up the end: then what waits to be recorded is given up, as in a crash.
+_QUICK_CLOSE_S: Final = 0.8
 
 
 def policy_of(snapshot: Snapshot) -> Policy:
@@ -67,7 +69,7 @@ class Worker:
         self.loop = loop
         self.clock = SystemClock()
         self.stop = asyncio.Event()
-        self.drain_s = settings.limits.drain_s
+        self.drain_s = self.close_s = settings.limits.drain_s
         self.failure: BaseException | None = None
         self._endpoints: dict[str, tuple[Backend, Endpoint, asyncio.Task[None]]] = {}
 
@@ -192,6 +194,7 @@ class Worker:
 
     def ask_to_stop(self, *, is_quick: bool) -> None:
         if is_quick:
+            self.close_s = _QUICK_CLOSE_S
             self.drain_s = min(self.drain_s, _QUICK_DRAIN_S)
         self.stop.set()
 
@@ -234,7 +237,7 @@ class Worker:
         for call in list(gateway.live):
             call.on_hang_up()
         if gateway.log is not None and self.failure is None:
-            await gateway.log.close()
+            await self._close_log(gateway.log)
         if gateway.quota is not None:
             await gateway.quota.close()
         for _, endpoint, task in self._endpoints.values():
@@ -243,6 +246,15 @@ class Worker:
         await self.watcher.close()
         if gateway.call_log is not None:
             await self.loop.run_in_executor(None, gateway.call_log.close)
+
+    async def _close_log(self, log: UsageLog) -> None:
+        """Flush what was served. Its callers hold no complete reply, so what cannot be flushed in time costs nobody."""
+        try:
+            async with asyncio.timeout(self.close_s):
+                await log.close()
+        except TimeoutError:
+            why = f": {log.trouble}" if log.trouble is not None else ""
+            sys.stderr.write(f"worker w{self.index}: usage could not be flushed within {self.close_s:.1f} s{why}\n")
 
 
 def _close_pools(endpoint: Endpoint) -> None:

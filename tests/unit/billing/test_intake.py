@@ -1,7 +1,9 @@
 """Intake: which records post, wait, are voided or quarantined, and how far the watermark may go."""
 
+import pytest
+
 from billing.events import Closed, Ended, Record, Sent, Served
-from billing.intake import Intake, LogPairing
+from billing.intake import FREE_CAUSES, Intake, LogPairing
 from billing.judge import Verdict, find_fault
 from billing.ledger.port import BATCH_EVENTS_MAX, Batch, Ending, Position
 from tests.unit.billing.making import RATER, T0_NS, W0, call
@@ -60,11 +62,27 @@ def test_ended_charges_and_tells_why_before_or_after_sent() -> None:
     assert before.endings == after.endings == {(W0, 1): Ending("gone", 9)}
 
 
+@pytest.mark.parametrize("cause", sorted(FREE_CAUSES))
+def test_caller_gone_before_durable_and_replies_we_failed_to_send_are_void(cause: str) -> None:
+    batch = decided([call(1), call(2), Ended(served_seq=1, cause=cause, bytes_sent=0), Sent(first_seq=1, last_seq=2)])
+    assert batch is not None
+    assert posted(batch) == [2]
+    assert batch.voids == [(W0, 1, call(1))]
+    assert batch.endings == {}
+    assert batch.positions == {W0: Position(4, 2)}
+
+
+def test_a_void_of_a_living_worker_is_decided_at_once() -> None:
+    batch = decided([call(1), Ended(served_seq=1, cause="gone_before_durable", bytes_sent=0)])
+    assert batch is not None
+    assert (batch.posts, batch.voids) == ([], [(W0, 1, call(1))])
+
+
 def test_marks_of_calls_already_decided_are_harmless() -> None:
     pairing = LogPairing(Position(10, 4))
     records: list[Record] = [Sent(first_seq=3, last_seq=9), Ended(served_seq=4, cause="gone", bytes_sent=0)]
-    ready, endings = pairing.feed(numbered(records, 11))
-    assert ready == []
+    ready, freed, endings = pairing.feed(numbered(records, 11))
+    assert ready == freed == []
     assert list(endings) == [4]
     assert pairing.position() == Position(12, 4)
 

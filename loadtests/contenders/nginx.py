@@ -32,7 +32,7 @@ http {{
 }}
 """
 
-#: Unbuffered requests: the fairer choice for nginx, whose buffering costs it twice as much at 600 KB.
+#: Requests are not buffered, as Tollway does not: within noise at 1 KB, about 5 % less CPU for nginx at 600 KB.
 _PLAIN: Final = """
   server {{
     listen {host}:{http_port} backlog=1024;

@@ -34,11 +34,12 @@ def _json_value(value: Scalar) -> bool | int | float | str:
 
 def headers_as_json(headers: Mapping[str, str]) -> dict[str, Any]:
     """What a reply's headers say about the call, by our own names; None or empty where they say nothing."""
+    timings = parse_items(headers.get("server-timing", ""))
     return {
         "call_id": headers.get("tollway-call-id"),
         "charge": headers.get("tollway-charge"),
         "limits": parse_items(headers.get("ratelimit", "")),
-        "timings_ms": {name: item["dur"] for name, item in parse_items(headers.get("server-timing", "")).items()},
+        "timings_ms": {name: item["dur"] for name, item in timings.items() if "dur" in item},
     }
 
 
@@ -114,7 +115,7 @@ def facts_as_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     if facts["limits"]:
         yield f"left     {' · '.join(_limit(name, item) for name, item in facts['limits'].items())}"
     if facts["timings_ms"]:
-        yield f"time     {' · '.join(f'{name} {value:.3g} ms' for name, value in facts['timings_ms'].items())}"
+        yield f"time     {' · '.join(f'{name} {_milliseconds(value)}' for name, value in facts['timings_ms'].items())}"
     if facts["call_id"]:
         yield f"call     {facts['call_id']}"
 
@@ -122,6 +123,10 @@ def facts_as_lines(facts: Mapping[str, Any]) -> Iterator[str]:
 def _limit(name: str, item: Mapping[str, float]) -> str:
     left = f"{name} {item.get('r', 0):.0f}"
     return f"{left} (resets in {duration(item['t'])})" if item.get("t", 0) >= _MINUTE_S else left
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.0f} ms" if value >= 100 else f"{value:.3g} ms"
 
 
 def duration(seconds: float) -> str:

@@ -118,6 +118,7 @@ def test_names_in_the_archive_lead_nowhere(world: World) -> None:
 
 
 def test_second_build_does_nothing(world: World) -> None:
+    world.fill_cache()
     world.build()
     before = (world.into / "toy").stat().st_ino
     world.reports.clear()

@@ -80,6 +80,10 @@ class GrpcPeek:
         """Take the next part of the body; PENDING until the model is known, FAULT for good once something is wrong."""
         position = 0
         size = len(data)
+        if not self.messages and size > PREFIX_BYTES and not data[0] and not self._head:
+            length = int.from_bytes(data[1:PREFIX_BYTES], "big")
+            if length == size - PREFIX_BYTES <= self._message_bytes_max:
+                return self._read_whole(data[PREFIX_BYTES:])
         while position < size and self.state is not Peeked.FAULT:
             if self._left < 0:
                 position = self._read_head(data, position)
@@ -92,6 +96,16 @@ class GrpcPeek:
             if not self._left and not self.violates:
                 self._end_message()
         return self.state
+
+    def _read_whole(self, data: Data) -> Peeked:
+        """The usual case: the one message, uncompressed, in one part."""
+        self.messages = 1
+        message = self.first
+        message.feed(data)
+        state = self.state = message.end()
+        if state is Peeked.FAULT:
+            self._fail(Code.BAD_REQUEST, message.fault)
+        return state
 
     def end(self) -> Peeked:
         """The body is complete."""

@@ -33,6 +33,17 @@ class Peeked(IntEnum):
     FAULT = 2
 
 
+_RAW_CONTENTS_TAG: Final = 0x3A
+_HEAD_BYTES_MAX: Final = 1024
+_HEADS_MAX: Final = 512
+_LENGTHS_MAX: Final = 4
+
+#: What the bytes before a message's first raw tensor say: (model, version, id, rows). Clients repeat them call by call.
+_heads: dict[bytes, tuple[bytes, bytes, bytes, int]] = {}
+#: Lengths of heads met last, newest first: where to look for one.
+_lengths: list[int] = []
+
+
 class _Short(Exception):
     """More bytes are needed."""
 
@@ -55,7 +66,19 @@ def _varint(data: Data, position: int, size: int) -> tuple[int, int]:
 class MessagePeek:
     """Reads one message. `rows` is the first dimension of the first input's shape, -1 while unknown or absent."""
 
-    __slots__ = ("_has_inputs", "_held", "_skip", "fault", "id", "model", "rows", "state", "version")
+    __slots__ = (
+        "_can_learn",
+        "_has_inputs",
+        "_held",
+        "_is_begun",
+        "_skip",
+        "fault",
+        "id",
+        "model",
+        "rows",
+        "state",
+        "version",
+    )
 
     def __init__(self) -> None:
         self.state = Peeked.PENDING
@@ -64,12 +87,16 @@ class MessagePeek:
         self.version: bytes | None = None
         self.id = b""
         self.rows = -1
+        #: This is the message's first part, so that positions in it are positions in the message.
+        self._can_learn = False
+        self._is_begun = False
         self._has_inputs = False
         self._held = b""
         self._skip = 0
 
     def feed(self, data: Data) -> Peeked:
         """Take the next bytes of the message."""
+        self._can_learn = False
         if self._skip:
             step = min(self._skip, len(data))
             self._skip -= step
@@ -81,6 +108,9 @@ class MessagePeek:
             self._held = b""
         position = 0
         size = len(data)
+        if not self._is_begun:
+            self._is_begun = True
+            position = self._recall(data)
         try:
             while position < size and self.state is not Peeked.FAULT:
                 position = self._field(data, position, size)
@@ -91,6 +121,30 @@ class MessagePeek:
         if position > size:
             self._skip = position - size
         return self.state
+
+    def _recall(self, data: Data) -> int:
+        """Take over what is known of a head that begins `data`; returns the position after it, 0 if there is none."""
+        for length in _lengths:
+            known = _heads.get(bytes(data[:length]))
+            if known is not None:
+                self.model, self.version, self.id, self.rows = known
+                self.state = Peeked.READY
+                self._has_inputs = True
+                return length
+        self._can_learn = True
+        return 0
+
+    def _learn(self, head: bytes) -> None:
+        """Remember what the message said before its first raw tensor."""
+        self._can_learn = False
+        if self.state is not Peeked.READY or not self._has_inputs or self.model is None or self.version is None:
+            return
+        if len(_heads) >= _HEADS_MAX:
+            _heads.clear()
+        _heads[head] = (self.model, self.version, self.id, self.rows)
+        if len(head) not in _lengths:
+            _lengths.insert(0, len(head))
+            del _lengths[_LENGTHS_MAX:]
 
     def end(self) -> Peeked:
         """The message is complete."""
@@ -115,6 +169,8 @@ class MessagePeek:
         """One top-level field from `position`; returns where the next begins, maybe beyond `size`."""
         tag = data[position]
         start = position + 1
+        if tag == _RAW_CONTENTS_TAG and self._can_learn and position <= _HEAD_BYTES_MAX:
+            self._learn(bytes(data[:position]))
         if tag >= 0x80:
             tag, start = _varint(data, position, size)
         number = tag >> 3

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from gateway.call import Headers
 from gateway.wire import http2_frames as frames
-from gateway.wire.header_blocks import BlockDecoder, BlockEncoder, HeaderMemo
+from gateway.wire.header_blocks import BlockDecoder, BlockEncoder
+from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.http2_frames import Http2Error, Http2Limits
 from tests.unit.wire.h2_tools import GRPC, PLAIN_SETTINGS, REQUEST, Peer, block, data, frame, head
 

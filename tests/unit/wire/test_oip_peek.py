@@ -9,7 +9,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from gateway.errors import Code
-from gateway.wire import grpc
+from gateway.wire import grpc, protobuf_peek
 from gateway.wire.oip_peek import GrpcPeek, json_rows
 from gateway.wire.protobuf_peek import MessagePeek, Peeked
 
@@ -278,3 +278,51 @@ def test_rows_of_a_json_request() -> None:
 )
 def test_rows_that_parsers_could_read_differently_are_not_guessed(raw: bytes) -> None:
     assert json_rows(raw) == -1
+
+
+@pytest.mark.parametrize("name", ["model at the very end", "model after inputs"])
+def test_a_remembered_head_excuses_nothing_that_follows(name: str) -> None:
+    for _ in range(2):
+        assert peek(grpc.frame(infer())).rows == 32
+        late = infer() + text(1, b"other") if name == "model at the very end" else infer() + text(2, b"9")
+        assert peek(grpc.frame(late)).violates
+        assert peek(grpc.frame(infer()[:-1])).violates
+
+
+def test_remembered_heads_say_what_a_full_reading_says() -> None:
+    for index in range(40):
+        raw = infer(model=f"m{index % 3}", id="i" * (index % 7), shapes=[[index % 5, 2]], raw_bytes=10 + index)
+        whole, split = peek(grpc.frame(raw)), peek(grpc.frame(raw), 3)
+        assert (whole.model, whole.version, whole.id, whole.rows) == (split.model, split.version, split.id, split.rows)
+        assert whole.rows == index % 5
+
+
+def test_a_head_without_inputs_is_not_remembered() -> None:
+    raw = text(1, b"no-inputs") + text(7, b"x")
+    assert peek(grpc.frame(raw)).rows == -1
+    assert not any(b"no-inputs" in head for head in protobuf_peek._heads)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    for index in range(1500):
+        peek(grpc.frame(infer(id="i" * (index % 30), model=f"model-{index}")))
+    assert len(protobuf_peek._heads) <= 512
+    assert len(protobuf_peek._lengths) <= 4
+    before = len(protobuf_peek._heads)
+    peek(grpc.frame(infer(shapes=[[1, 2]] * 200)))
+    assert len(protobuf_peek._heads) == before
+
+
+def test_later_parts_teach_nothing() -> None:
+    protobuf_peek._heads.clear()
+    protobuf_peek._lengths.clear()
+    raw = infer(model="split")
+    at = raw.index(text(7, b"\x0a" * 1000))
+    made = MessagePeek()
+    made.feed(raw[:at])
+    made.feed(raw[at:])
+    made.feed(b"")
+    assert made.end() is Peeked.READY
+    assert protobuf_peek._heads == {}
+    assert peek(grpc.frame(infer(model="other"))).model == b"other"
+    assert set(protobuf_peek._heads) == {infer(model="other")[:at]}

@@ -8,6 +8,7 @@ import typer
 
 #: verb → (module, attribute, one line of help). Groups are Typer apps, single verbs are functions.
 GROUPS: Final = {
+    "models": ("gateway.commands.models", "Models, as their backends report them."),
     "keys": ("gateway.commands.keys", "Create, list, rotate and revoke API keys."),
     "tenants": ("gateway.commands.tenants", "Create, list, suspend and resume tenants."),
     "plans": ("gateway.commands.plans", "List, show and add plans."),

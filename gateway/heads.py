@@ -24,13 +24,14 @@ MODEL_READ: Final = 4
 INFER: Final = 5
 
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
+MODEL_READY_RPC: Final = _SERVICE + b"ModelReady"
 _RPCS: Final = {
     _SERVICE + b"ServerLive": LIVE,
     _SERVICE + b"ServerReady": READY,
     b"/grpc.health.v1.Health/Check": HEALTH,
     _SERVICE + b"ServerMetadata": SERVER_READ,
     _SERVICE + b"RepositoryIndex": SERVER_READ,
-    _SERVICE + b"ModelReady": MODEL_READ,
+    MODEL_READY_RPC: MODEL_READ,
     _SERVICE + b"ModelMetadata": MODEL_READ,
     _SERVICE + b"ModelConfig": MODEL_READ,
     _SERVICE + b"ModelStatistics": MODEL_READ,
@@ -42,6 +43,7 @@ _VERBS: Final = {
     Verb.SERVER_READY: READY,
     Verb.SERVER_METADATA: SERVER_READ,
     Verb.REPOSITORY_INDEX: SERVER_READ,
+    Verb.ALL_STATS: SERVER_READ,
     Verb.MODEL_METADATA: MODEL_READ,
     Verb.MODEL_READY: MODEL_READ,
     Verb.MODEL_CONFIG: MODEL_READ,

@@ -25,7 +25,16 @@ from gateway.auth.keyring import Keyring, Principal, Scope, authorize
 from gateway.call import CallIds, Data, Headers, call_id_bytes
 from gateway.clock import Clock
 from gateway.errors import Code, Refusal
-from gateway.heads import HEALTH, INFER, LIVE, MODEL_READ, SERVER_READ, HeadFacts, facts_of
+from gateway.heads import (
+    HEALTH,
+    INFER,
+    LIVE,
+    MODEL_READ,
+    MODEL_READY_RPC,
+    SERVER_READ,
+    HeadFacts,
+    facts_of,
+)
 from gateway.metering.log import UsageLog
 from gateway.monitoring.call_log import LINE, CallLog
 from gateway.monitoring.metrics import CallCounters
@@ -315,7 +324,10 @@ class LiveCall:
         else:
             endpoint = router.choose(self.model, self.version, is_grpc=is_grpc)
         if isinstance(endpoint, Refusal):
-            self.refuse(endpoint)
+            if is_grpc and endpoint.code is Code.MODEL_NOT_READY and self.exchange.head.target == MODEL_READY_RPC:
+                self._answer_not_ready()
+            else:
+                self.refuse(endpoint)
             return
         self.endpoint = endpoint
         if is_infer and not endpoint.is_trusted and principal is not None and not self._can_measure(principal):
@@ -723,6 +735,12 @@ class LiveCall:
             self.status = 200 if is_good else 503
             name = b"live" if kind == LIVE else b"ready"
             exchange.reply(self.status, [JSON_TYPE], b'{"%b": %b}' % (name, b"true" if is_good else b"false"))
+        self.finish()
+
+    def _answer_not_ready(self) -> None:
+        """gRPC ModelReady about a model that is not: `ready: false` (an empty message) is an answer, not an error."""
+        self.status = 200
+        self.exchange.reply(200, [GRPC_TYPE, *self._identity()], b"\0\0\0\0\0", [(b"grpc-status", b"0")])
         self.finish()
 
     def refuse(self, refusal: Refusal) -> None:

@@ -58,6 +58,9 @@ class UsageLog:
         self._records_max = limits.unsynced_records_max
         self._bytes_max = limits.unsynced_bytes_max
         self._mark_delay_s = limits.mark_delay_s
+        self._gather_ns = int(limits.gather_s * 1e9)
+        self._gather_records_min = limits.gather_records_min
+        self._gather_until_ns = 0
 
         #: Whether new calls may be served: the pipeline refuses them with `metering_unavailable` while this is False.
         self.is_accepting = True
@@ -128,7 +131,7 @@ class UsageLog:
         if not self._is_handover_due:
             # One hand-over per turn of the loop: all replies of one turn share a group and one wake-up of the flusher.
             self._is_handover_due = True
-            self._call_soon(self._hand_over)
+            self._plan_handover()
         if failpoint.armed:
             failpoint.hit("after_append")
         return seq
@@ -177,9 +180,20 @@ class UsageLog:
 
     # On the loop
 
+    def _plan_handover(self) -> None:
+        """At the end of this turn of the loop, or when a busy log's gathering time is over."""
+        if self._gather_until_ns:
+            wait_ns = self._gather_until_ns - self._clock.monotonic_ns()
+            if wait_ns > 0:
+                self._loop.call_later(wait_ns / 1e9, self._hand_over)
+                return
+        self._call_soon(self._hand_over)
+
     def _hand_over(self) -> None:
         self._is_handover_due = False
         if self._payloads and self._is_recording:
+            is_busy = len(self._payloads) >= self._gather_records_min
+            self._gather_until_ns = self._clock.monotonic_ns() + self._gather_ns if is_busy else 0
             self._hand((self._payloads, self._callbacks))
             self._payloads, self._callbacks = [], []
 

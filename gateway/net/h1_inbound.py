@@ -292,8 +292,12 @@ class H1Connection(asyncio.Protocol):
                     if self._body.is_done:
                         self._finish_request()
         except Http1Error as error:
-            self._abort_exchange()
-            self._refuse(error.code, error.message)
+            if self._drain_left >= 0:
+                self._drain_left = -1
+                self._close()  # it was answered already: a second reply would be taken for the next request's
+            else:
+                self._abort_exchange()
+                self._refuse(error.code, error.message)
         finally:
             self._is_processing = False
 

@@ -249,6 +249,8 @@ class World:
             self._check_record(key, seq, record)
 
     def _check_record(self, key: Key, seq: int, record: Record) -> None:
+        if key not in self.appended:
+            raise Violation(f"{key} {seq}: a record of an epoch that nobody opened")
         if isinstance(record, Served) and record != self.appended[key].get(seq):
             raise Violation(f"{key} {seq}: a record that nobody wrote there")
         if isinstance(record, Sent):

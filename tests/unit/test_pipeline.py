@@ -619,6 +619,15 @@ def test_grpc_refusals_are_trailers_with_our_code(world: World) -> None:
     world.assert_at_rest()
 
 
+def test_grpc_model_ready_of_a_model_that_is_not_is_an_answer(world: World) -> None:
+    world.endpoint.catalogue = {"flat": {"1": False}}
+    exchange = world.begin(grpc_head(world, b"ModelReady"))
+    world.gateway.on_body(exchange, grpc_body(b"flat"))
+    world.gateway.on_end(exchange)
+    assert (exchange.replies[0][2], exchange.replies[0][3]) == (b"\0\0\0\0\0", [(b"grpc-status", b"0")])
+    world.assert_at_rest()
+
+
 def test_a_second_model_name_after_forwarding_ends_the_call(world: World) -> None:
     """What was authorised must be what runs: protobuf would let the last name win at the backend."""
     message = b"\x0a\x04flat\x1a\x01i"

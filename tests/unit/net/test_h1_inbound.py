@@ -145,6 +145,17 @@ def test_chunked_body_of_a_refused_request_is_drained_only_so_far() -> None:
     with_peer(body, Limits(drain_bytes_max=64))
 
 
+def test_a_malformed_body_of_a_refused_request_gets_no_second_answer() -> None:
+    def body(peer: Peer) -> None:
+        peer.app.reply_at_head = (403, b"no")
+        peer.open(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\r\n")
+        peer.feed(b"xxxx\r\n")
+        assert peer.transport.written.count(b"HTTP/1.1 ") == 1
+        assert peer.transport.is_closing() or peer.transport.has_eof
+
+    with_peer(body)
+
+
 def test_malformed_head_is_answered_400_and_closed() -> None:
     def body(peer: Peer) -> None:
         peer.open(b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n" + GET)

@@ -201,7 +201,7 @@ class Load:
                 else:
                     _note_metadata(attempt, outcome.initial_metadata())
                     attempt.status, attempt.is_complete = 200, True
-                    attempt.body_sha256 = hashlib.sha256(body).hexdigest()
+                    attempt.body_sha256, attempt.body_bytes = hashlib.sha256(body).hexdigest(), len(body)
                 self._truth.add(attempt)
                 if attempt.status != 200 or lane.pause_s:
                     self._stop.wait(max(lane.pause_s, _PAUSE_S))
@@ -217,7 +217,7 @@ async def _read_reply(attempt: Attempt, reader: asyncio.StreamReader) -> None:
     attempt.charge = fields.get("tollway-charge", "")
     attempt.retry_after = fields.get("retry-after", "")
     body = await reader.readexactly(int(fields["content-length"]))
-    attempt.body_sha256 = hashlib.sha256(body).hexdigest()
+    attempt.body_sha256, attempt.body_bytes = hashlib.sha256(body).hexdigest(), len(body)
     attempt.is_complete = True
     if fields.get("connection", "").lower() == "close":
         raise ConnectionResetError("the server closes")

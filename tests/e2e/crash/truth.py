@@ -29,6 +29,7 @@ class Attempt(msgspec.Struct, kw_only=True):
     call_id: str = ""
     charge: str = ""
     body_sha256: str = ""
+    body_bytes: int = 0
     #: Whether the whole reply was received.
     is_complete: bool = False
     #: The caller left on purpose.

@@ -14,6 +14,7 @@ from gateway.clock import Clock
 from gateway.engine.plan import Dispatch, PlanConfig, WaitUntil, plan
 from gateway.engine.runner import Executed, Runner
 from gateway.engine.statistics import Statistics
+from gateway.engine.tensors import Array
 from gateway.engine.work import Work, shares
 from gateway.errors import Code, TollwayError
 
@@ -96,7 +97,8 @@ class Batcher:
         if self._refusal is not None:
             self._fail(work, self._refusal())
             return
-        self._clamp(work, now_ns)
+        if work.timeout_ns or self._limits.timeout_ns:
+            self._clamp(work, now_ns)
         if not self._queue and not self._config.is_batching and self._place.is_short(work.rows):
             self._run_here([work], now_ns)
             return
@@ -220,10 +222,14 @@ class Batcher:
         future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._on_ran, batch, done))
 
     def _run_here(self, batch: list[Work], now_ns: int) -> None:
+        if len(batch) == 1:
+            work = batch[0]
+            work.queue_ns = now_ns - work.enqueued_ns
+            self._settle_one(work, self._runner.run([work.feeds], [work.rows]))
+            return
         for work in batch:
             work.queue_ns = now_ns - work.enqueued_ns
-        executed = self._runner.run([work.feeds for work in batch], [work.rows for work in batch])
-        self._settle(batch, executed)
+        self._settle(batch, self._runner.run([work.feeds for work in batch], [work.rows for work in batch]))
 
     def _on_ran(self, batch: list[Work], future: "Future[Executed]") -> None:
         self._running.remove(batch)
@@ -241,6 +247,9 @@ class Batcher:
 
     def _settle(self, batch: list[Work], executed: Executed) -> None:
         """Give each work its result and its exact share of the device's time."""
+        if len(batch) == 1:
+            self._settle_one(batch[0], executed)
+            return
         rows = [work.rows for work in batch]
         statistics = self._statistics
         statistics.on_batch(sum(rows), executed.input_ns, executed.infer_ns, executed.output_ns)
@@ -248,14 +257,25 @@ class Batcher:
         statistics.last_wall_ms = self._clock.wall_ns() // 1_000_000
         for work, result, share_ns in zip(batch, executed.results, shares(executed.infer_ns, rows), strict=True):
             work.compute_ns += share_ns
-            if work.is_done:
-                continue
-            if isinstance(result, TollwayError):
-                statistics.on_fail(now_ns - work.enqueued_ns)
-                work.fail(result)
-            else:
-                statistics.on_success(now_ns - work.enqueued_ns, work.queue_ns)
-                work.resolve(result)
+            self._tell(work, result, now_ns)
+
+    def _settle_one(self, work: Work, executed: Executed) -> None:
+        """As `_settle`, for the batch of one that every model without batching runs."""
+        statistics = self._statistics
+        statistics.on_batch(work.rows, executed.input_ns, executed.infer_ns, executed.output_ns)
+        statistics.last_wall_ms = self._clock.wall_ns() // 1_000_000
+        work.compute_ns += executed.infer_ns
+        self._tell(work, executed.results[0], self._now())
+
+    def _tell(self, work: Work, result: list[Array] | TollwayError, now_ns: int) -> None:
+        if work.is_done:
+            return
+        if isinstance(result, TollwayError):
+            self._statistics.on_fail(now_ns - work.enqueued_ns)
+            work.fail(result)
+        else:
+            self._statistics.on_success(now_ns - work.enqueued_ns, work.queue_ns)
+            work.resolve(result)
 
     def _expire(self, now_ns: int) -> None:
         """Fail what is out of time; a batch that runs goes on for the others, and drops this work's result."""

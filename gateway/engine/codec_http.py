@@ -93,7 +93,7 @@ class ReplyWriter:
             prefix = self._prefixes[item.position]
             if item.classes:
                 prefix = b'{"name":%b,"datatype":"BYTES","shape":' % _encode(name)
-            shape = b"[%b]" % b",".join([b"%d" % size for size in array.shape])
+            shape = str(list(array.shape)).encode()
             if item.is_binary:
                 blob = to_raw(array)
                 is_binary = True

@@ -106,7 +106,9 @@ def returned(version: ModelVersion, wanted: Wanted, outputs: list[Array]) -> tup
     """
     interface = version.interface
     spec = interface.outputs[wanted.position]
-    array = interface.outward(wanted.position, outputs[wanted.position])
+    array = outputs[wanted.position]
+    if spec.reshape is not None:
+        array = interface.outward(wanted.position, array)
     if not wanted.classes:
         return spec.datatype, array
     labels = version.labels.get(spec.name, ())

@@ -4,7 +4,6 @@ Nothing here runs a model. Every refusal names the tensor, what was expected and
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -28,14 +27,16 @@ class Tensor:
         self.array = array
 
 
-@dataclass(frozen=True, slots=True)
 class Accepted:
     """Tensors ready to run: `feeds` in the model's own shapes, `rows` in the batch (1 without a batch axis)."""
 
-    feeds: dict[str, Array]
-    rows: int
-    signature: Any
-    nbytes: int
+    __slots__ = ("feeds", "nbytes", "rows", "signature")
+
+    def __init__(self, feeds: dict[str, Array], rows: int, signature: Any, nbytes: int) -> None:
+        self.feeds = feeds
+        self.rows = rows
+        self.signature = signature
+        self.nbytes = nbytes
 
 
 class _Port:

@@ -75,9 +75,10 @@ class ModelVersion:
         Raises:
             TollwayError: model_not_ready, with the time after which a retry makes sense.
         """
-        if self._loaded is None or not self.is_ready:
+        loaded = self._loaded
+        if loaded is None or not self.is_ready:
             raise self.not_ready()
-        return self._loaded.servable
+        return loaded.servable
 
     def not_ready(self) -> TollwayError:
         python = self._loaded.python if self._loaded is not None else None

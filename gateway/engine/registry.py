@@ -75,6 +75,8 @@ class Registry:
             return found
         if not versions:
             raise TollwayError(Code.VERSION_NOT_FOUND, f"model '{name}' has no version: {self._refused.get(name, '')}")
+        if len(versions) == 1:
+            return next(iter(versions.values()))
         ready = [number for number, candidate in versions.items() if candidate.is_ready]
         return versions[max(ready or versions)]
 

@@ -83,7 +83,8 @@ class RestServer:
         answer = self._answers.get(verb)
         if answer is None:
             raise TollwayError(Code.NOT_IMPLEMENTED, f"{verb.value.replace('_', ' ')} is not served by this engine")
-        self._reply(call, _JSON, _encode(answer(call, body)))
+        # Never compressed, as Triton's: tritonclient's aio client inflates the replies of `infer` only.
+        call.reply(200, _JSON, _encode(answer(call, body)))
 
     def _get_ready(self, call: EngineCall) -> ModelVersion:
         route = call.facts.route

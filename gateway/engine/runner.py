@@ -63,7 +63,9 @@ class TensorRunner:
     def run(self, feeds: list[Feeds], rows: list[int]) -> Executed:
         now = self._now
         begun_ns = now()
-        merged = feeds[0] if len(feeds) == 1 else _join(feeds)
+        if len(feeds) == 1:
+            return self._run_one(feeds[0], rows[0], begun_ns)
+        merged = _join(feeds)
         fed_ns = now()
         try:
             outputs = self._runtime.run(merged)
@@ -74,19 +76,32 @@ class TensorRunner:
         results = self._split(outputs, rows)
         return Executed(results, fed_ns - begun_ns, done_ns - fed_ns, now() - done_ns)
 
+    def _run_one(self, feeds: Feeds, rows: int, begun_ns: int) -> Executed:
+        """A batch of one needs no joining and no splitting."""
+        try:
+            outputs = self._runtime.run(feeds)
+        except TollwayError as error:
+            return Executed([error], 0, self._now() - begun_ns, 0)
+        infer_ns = self._now() - begun_ns
+        if self._interface.has_batch_axis:
+            for position, output in enumerate(outputs):
+                if not output.ndim or output.shape[0] != rows:
+                    return Executed([self._misshapen(position, output, rows)], 0, infer_ns, 0)
+        return Executed([outputs], 0, infer_ns, 0)
+
+    def _misshapen(self, position: int, output: Array, rows: int) -> TollwayError:
+        """The rows cannot be told apart: nobody gets another's answer, the whole batch fails."""
+        name = self._interface.outputs[position].name
+        fault = (
+            f"model '{self._interface.model}' returned output '{name}' of shape {list(output.shape)} for {rows} rows"
+        )
+        return TollwayError(Code.BACKEND_FAULT, fault)
+
     def _split(self, outputs: list[Array], rows: list[int]) -> Sequence[list[Array] | TollwayError]:
-        interface = self._interface
-        if not interface.has_batch_axis:
-            return [outputs]
         total = sum(rows)
-        for spec, output in zip(interface.outputs, outputs, strict=True):
+        for position, output in enumerate(outputs):
             if not output.ndim or output.shape[0] != total:
-                # The rows cannot be told apart: nobody gets another's answer, the whole batch fails.
-                shape = list(output.shape)
-                fault = f"model '{interface.model}' returned output '{spec.name}' of shape {shape} for {total} rows"
-                return [TollwayError(Code.BACKEND_FAULT, fault)] * len(rows)
-        if len(rows) == 1:
-            return [outputs]
+                return [self._misshapen(position, output, total)] * len(rows)
         results = []
         begin = 0
         for count in rows:

@@ -6,7 +6,7 @@ work. A defect of ours becomes `internal`; its text goes to the log only.
 
 import logging
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from gateway.call import Data, Headers
 from gateway.engine.body import Body, too_large
@@ -98,8 +98,12 @@ class EngineCall:
         servable.submit(work)
 
     def _on_result(self, _work: Work, outputs: list[Array]) -> None:
-        if not self.is_over:
-            self.attempt(lambda: self.server.finish(self, outputs))
+        if self.is_over:
+            return
+        try:
+            self.server.finish(self, outputs)
+        except Exception as error:  # noqa: BLE001 - as in `attempt`, without its extra call
+            self.fail(error)
 
     def _on_error(self, _work: Work, error: TollwayError) -> None:
         self.fail(error)
@@ -108,8 +112,6 @@ class EngineCall:
         """Do a part of the call's work; what it raises ends the call."""
         try:
             action()
-        except TollwayError as error:
-            self.fail(error)
         except Exception as error:  # noqa: BLE001 - a defect of ours ends this call, not the connection; it is logged
             self.fail(error)
 
@@ -126,6 +128,9 @@ class EngineCall:
         """The one reply of the call; nothing, if the caller has left."""
         if not self.is_over:
             self.is_over = True
+            # A call, its exchange and its work know each other; untied, they go without the garbage collector.
+            self.work = None
+            self.exchange.call = None
             self.exchange.reply(status, headers, body, trailers)
 
     def cost_headers(self) -> Headers:
@@ -178,8 +183,8 @@ class Engine:
             exchange.send_continue()
 
     def on_body(self, exchange: Exchange, data: Data) -> None:
-        call: EngineCall = exchange.call
-        if call.is_over:
+        call: EngineCall | None = exchange.call
+        if call is None:
             return
         try:
             call.body.add(data)
@@ -190,17 +195,21 @@ class Engine:
             self.buffered_bytes += len(data)
 
     def on_end(self, exchange: Exchange) -> None:
-        call: EngineCall = exchange.call
-        if call.is_over:
+        call: EngineCall | None = exchange.call
+        if call is None:
             return
         body = call.body.take()
         self._release(call)
-        call.attempt(lambda: call.server.serve(call, body))
+        try:
+            call.server.serve(call, body)
+        except Exception as error:  # noqa: BLE001 - as in `attempt`, without its extra call
+            call.fail(error)
 
     def on_abort(self, exchange: Exchange) -> None:
-        call: Any = exchange.call
-        if call is None or call.is_over:
+        call: EngineCall | None = exchange.call
+        if call is None:
             return
+        exchange.call = None
         call.is_over = True
         self._release(call)
         if call.work is not None and call.servable is not None:

@@ -57,7 +57,8 @@ def count_elements(name: str, shape: Sequence[int]) -> int:
         if size < 0:
             raise invalid(f"tensor '{name}' has a negative size in its shape {list(shape)}")
         count *= size
-    if count > ELEMENTS_MAX or max(shape, default=0) > ELEMENTS_MAX:
+    # A product of zero may hide a size that no array can have.
+    if count > ELEMENTS_MAX or (count == 0 and max(shape) > ELEMENTS_MAX):
         raise invalid(f"tensor '{name}' has more than {ELEMENTS_MAX} elements")
     return count
 

@@ -21,7 +21,8 @@ class Registry:
     """Model versions by name and number, and what could not become one."""
 
     def __init__(self, repositories: Iterable[Path], host: Host) -> None:
-        self._repositories = tuple(repositories)
+        # Absolute: a step's process has another working directory.
+        self._repositories = tuple(root.absolute() for root in repositories)
         self._host = host
         self._models: dict[str, dict[int, ModelVersion]] = {}
         #: Name → why there is no version of it.

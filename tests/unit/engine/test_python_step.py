@@ -68,6 +68,16 @@ def test_bytes_go_in_and_out_as_bytes(tmp_path: Path) -> None:
     run_engine(tmp_path, test=test)
 
 
+def test_a_repository_named_by_a_relative_path_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_python(tmp_path / "repo", "p", python_step("y = x"))
+    monkeypatch.chdir(tmp_path)
+
+    async def test(engine: EngineUnderTest) -> None:
+        assert (await engine.infer("p", x(1, 2))).status == 200
+
+    run_engine(Path("repo"), test=test)
+
+
 def test_initialize_sees_the_configuration_and_the_step_finds_its_neighbours(tmp_path: Path) -> None:
     initialize = """
 import json, neighbour

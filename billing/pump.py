@@ -164,7 +164,13 @@ class Pump:
 
     def _announce(self, batch: Batch, report: PostReport) -> None:
         if report.voided:
-            _log.warning("calls_voided: %d that are not known to have reached their callers", report.voided)
+            # Without the end of an epoch these are callers who had gone: an everyday thing.
+            is_death = any(position.is_ended for position in batch.positions.values())
+            _log.log(
+                logging.WARNING if is_death else logging.DEBUG,
+                "calls_voided: %d that are not known to have reached their callers",
+                report.voided,
+            )
         if report.quarantined:
             reasons = {one.reason for one in batch.rejected} or {"exists_with_different"}
             _log.error("records_quarantined: %d (%s)", report.quarantined, ", ".join(sorted(reasons)))

@@ -29,6 +29,8 @@ from model_repo.onnx_builder import write_model
 from tests.unit.engine.making import write_identity
 
 WAIT_S: Final = 60.0
+#: Set it to keep a run's data directory, logs and truth file.
+KEEP_VARIABLE: Final = "TOLLWAY_KEEP"
 POLL_S: Final = 0.01
 ROLES: Final = ("worker-0", "meter", "quota", "engine", "control")
 PRICES: Final = """
@@ -127,7 +129,7 @@ class Tollway:
     def kill_supervisor(self) -> None:
         """`kill -9` of the supervisor; returns when its children, who die with it, are gone."""
         assert self.process is not None
-        pids = list(self.pids().values())
+        pids = children_of(self.process.pid)
         self.process.kill()
         self.process.wait()
         self.wait(lambda: not any(is_running(pid) for pid in pids), "the end of the children")
@@ -147,7 +149,10 @@ class Tollway:
         """End whatever still runs and remove everything."""
         if self.process is not None and self.process.poll() is None:
             self.kill_supervisor()
-        shutil.rmtree(self.folder)
+        if KEEP_VARIABLE in os.environ:
+            sys.stderr.write(f"kept: {self.folder}\n")
+        else:
+            shutil.rmtree(self.folder)
 
     # -- what runs -----------------------------------------------------------------------------------------------------
 

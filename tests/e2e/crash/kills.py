@@ -18,7 +18,8 @@ FAILPOINTS: Final[dict[str, tuple[str, ...]]] = {
 }
 #: Hits before an armed point kills: somewhere in the first second of load.
 _NTH_MAX: Final = {WORKER: 30, "meter": 6, "quota": 6}
-_POINT_S: Final = 20.0
+#: With the longest pause before a restart and a busy machine; reached at once where the load runs.
+_POINT_S: Final = 60.0
 
 
 @dataclass(slots=True)
@@ -72,6 +73,10 @@ class Killer:
         )
         self.tally.kills[role, point] += 1
 
+    def let_run(self, seconds: float) -> None:
+        """Kill nothing for a while, so that the load gets somewhere."""
+        time.sleep(seconds)
+
     def _pause(self) -> None:
         """Let the load run for a while: a seeded moment, not a wait for anything."""
         time.sleep(self.random.uniform(0.05, 0.4))
@@ -92,7 +97,13 @@ def plan(seed: int, kills: int) -> list[Callable[[Killer], None]]:
             (1, lambda killer, role=role: killer.at_random(role))  # type: ignore[misc]
             for role in ("engine", "control", SUPERVISOR, "engine", "quota", "meter")
         ]
-        choice.shuffle(one_round)
+        # Workers in between the others: one that dies all the time is started later and later.
+        workers, others = one_round[:6], one_round[6:]
+        choice.shuffle(workers)
+        choice.shuffle(others)
+        for index, step in enumerate(workers):
+            others.insert(index * 3 % len(others), step)
+        one_round = others
         for worth, step in one_round:
             if total < kills:
                 steps.append((worth, step))

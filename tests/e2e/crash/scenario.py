@@ -1,9 +1,7 @@
 """Owns one run: a whole Tollway, its tenants, the load, the kills, the rest afterwards, and the judgement."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from tests.e2e.crash.archive import Archive
@@ -16,7 +14,8 @@ from tests.e2e.harness import Tollway
 Step = Callable[[Killer], None]
 
 CAPPED_TENANTS: Final = 12
-DAILY_CAP: Final = 25
+#: Reached by all in the middle of a run, so that kills hit them on their way.
+DAILY_CAP: Final = 40
 RATE: Final = (20, 10)
 #: Small, so that segments are finished and deleted all the time.
 SEGMENT_BYTES: Final = 16 * 1024
@@ -63,7 +62,7 @@ class Cast:
 
     http: list[Lane]
     grpc: list[Lane]
-    keys: list[str]
+    daily_cap: int
 
 
 def run(
@@ -72,17 +71,15 @@ def run(
     *,
     command: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
+    daily_cap: int = DAILY_CAP,
 ) -> Outcome:
     """Start, load, `steps`, rest, stop, judge. `command` replaces `tollway up`'s (planted bugs)."""
     changes = {"command": command} if command is not None else {}
     settings = {"usage_segment_bytes": str(SEGMENT_BYTES)}
-    with (
-        Tollway(settings=settings, environment=environment, **changes) as tollway,  # type: ignore[arg-type]
-        tempfile.TemporaryDirectory(prefix="tw-truth", dir=tollway.folder) as folder,
-    ):
-        cast = _cast(tollway)
-        truth = Truth(Path(folder) / "truth.jsonl")
-        archive = Archive(tollway.data_dir / "usage", Path(folder) / "archive")
+    with Tollway(settings=settings, environment=environment, **changes) as tollway:  # type: ignore[arg-type]
+        cast = _cast(tollway, daily_cap)
+        truth = Truth(tollway.folder / "truth.jsonl")
+        archive = Archive(tollway.data_dir / "usage", tollway.folder / "archive")
         load = Load(truth, ("127.0.0.1", tollway.ports["http_port"]), tollway.grpc_address, seed)
         load.start(cast.http, cast.grpc)
         killer = Killer(tollway, seed)
@@ -90,10 +87,12 @@ def run(
             for step in steps:
                 step(killer)
             tollway.wait(tollway.is_serving, "service after the last kill")
+            load.stop()
+            return _judge(tollway, truth, archive, cast, killer)
         finally:
             load.stop()
             truth.close()
-        return _judge(tollway, truth, archive, cast, killer)
+            archive.stop()
 
 
 def _judge(tollway: Tollway, truth: Truth, archive: Archive, cast: Cast, killer: Killer) -> Outcome:
@@ -106,7 +105,7 @@ def _judge(tollway: Tollway, truth: Truth, archive: Archive, cast: Cast, killer:
     expected = Expectations(
         lanes=sum(not lane.hang_up_s for lane in cast.http) + len(cast.grpc),
         worker_deaths=killer.tally.worker_deaths,
-        daily_caps={f"cap-{number}": DAILY_CAP for number in range(CAPPED_TENANTS)},
+        daily_caps={f"cap-{number}": cast.daily_cap for number in range(CAPPED_TENANTS)},
         rates={"paced": RATE},
         refused=("refused",),
         leaving=("leaving",),
@@ -125,12 +124,12 @@ def _judge(tollway: Tollway, truth: Truth, archive: Archive, cast: Cast, killer:
     )
 
 
-def _cast(tollway: Tollway) -> Cast:
+def _cast(tollway: Tollway, daily_cap: int) -> Cast:
     """Tenants, keys and lanes: steady payers, a paced one, capped ones, refused ones, and callers that leave."""
     rate, burst = RATE
     tollway.create_plan("steady", "priced", rate_calls=5000, burst=1000, concurrency=64, store_down="lease")
     tollway.create_plan("paced", "priced", rate_calls=rate, burst=burst)
-    tollway.create_plan("capped", "free", calls_per_day=DAILY_CAP)
+    tollway.create_plan("capped", "free", calls_per_day=daily_cap)
     plans = {"steady": "steady", "plain": "internal", "paced": "paced", "refused": "steady", "leaving": "steady"}
     plans |= {f"cap-{number}": "capped" for number in range(CAPPED_TENANTS)}
     keys = {}
@@ -152,4 +151,4 @@ def _cast(tollway: Tollway) -> Cast:
     http += [Lane(next_key=fixed("refused", reader_key), pause_s=0.1)]
     http += [lane("leaving", "mlp", 0.02, 0.004), lane("leaving", "mlp", 0.02, 0.004)]
     grpc_lanes = [lane("steady", "mlp", 0.01), lane("steady", "mlp", 0.01), lane("plain", "mlp", 0.02)]
-    return Cast(http=http, grpc=grpc_lanes, keys=list(keys.values()))
+    return Cast(http=http, grpc=grpc_lanes, daily_cap=daily_cap)

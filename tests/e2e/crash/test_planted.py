@@ -1,0 +1,43 @@
+"""The crash suite can fail: each planted bug turns it red, by the promise that the bug breaks."""
+
+import pytest
+
+from tests.e2e.crash import planted, scenario
+from tests.e2e.crash.kills import WORKER, Killer
+
+COMMAND = ("-m", "tests.e2e.crash.planted", "up")
+
+
+def _at(role: str, point: str, nth: int) -> scenario.Step:
+    return lambda killer: killer.at_failpoint(role, point, nth)
+
+
+def _twice(role: str) -> list[scenario.Step]:
+    return [lambda killer: killer.at_random(role)] * 2
+
+
+def _until_capped(killer: Killer) -> None:
+    killer.let_run(2.0)
+
+
+#: bug → what to kill, and one of the promises that must be seen broken.
+CASES: dict[str, tuple[list[scenario.Step], str]] = {
+    "acknowledge_before_durable": ([_at(WORKER, "after_append", 5)], "I1"),
+    "mark_before_sending": ([_at(WORKER, "before_send", 5)], "charged_without_answer"),
+    "random_event_id": ([_at("meter", "after_commit_before_ack", 3)], "I1"),
+    "high_water_mark": (_twice("meter"), "I1"),
+    "acknowledge_before_commit": ([_at("meter", "before_commit", 12)], "I1"),
+    "forget_counts": ([_until_capped, *_twice("quota"), _until_capped], "I12"),
+    "say_less_than_charged": ([], "charge"),
+}
+
+
+@pytest.mark.parametrize("bug", sorted(CASES))
+def test_planted_bug_turns_the_suite_red(bug: str) -> None:
+    steps, invariant = CASES[bug]
+    outcome = scenario.run(7, steps, command=COMMAND, environment={planted.VARIABLE: bug}, daily_cap=5)
+    assert invariant in outcome.broken, outcome.report()
+
+
+def test_every_planted_bug_is_tried() -> None:
+    assert set(CASES) == set(planted.BUGS)

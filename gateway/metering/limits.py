@@ -21,9 +21,9 @@ class LogLimits:
     #: Longest delay of an unsynced mark that finds no group to ride with; 0: handed over in the same loop turn. It
     #: saves a wake-up of the flusher per group: about 40 µs CPU a call at c=1, 1 µs at c=64 (docs/usage-log.md).
     mark_delay_s: float = 0.001
-    #: Under load groups gather: while the last group held `gather_records_min` records or more, the next is handed over no
-    #: sooner than this after it. A flush costs 100 µs CPU or more, so many small groups cost more than they save; a lone
-    #: caller never waits.
+    #: Under load groups gather: while the last group held `gather_records_min` records or more, the next is handed over
+    #: no sooner than this after it. A flush costs 100 µs CPU or more, so many small groups cost more than they save; a
+    #: lone caller never waits.
     gather_s: float = 0.002
     gather_records_min: int = 3
 

@@ -30,6 +30,10 @@ from model_repo.repository import ModelFolder, find_member
 #: Parameters of config.pbtxt that this engine reads itself.
 CALL_MS: Final = "tollway_call_ms_max"
 MEMORY_BYTES: Final = "tollway_memory_bytes_max"
+#: By the name that Triton's ONNX Runtime backend gives it: threads of one run; for models whose latency matters more
+#: than how many run side by side.
+INTRA_OP_THREADS: Final = "intra_op_thread_count"
+_INTRA_OP_THREADS_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -164,8 +164,9 @@ class Registry:
     async def unload(self) -> None:
         """Give everything back; the caller has waited for works under way."""
         self._is_loaded = False
-        for version in self.versions():
-            await version.unload()
+        async with asyncio.TaskGroup() as group:
+            for version in self.versions():
+                group.create_task(version.unload(), name=f"unload {version.name}")
 
 
 def _read(folder: ModelFolder) -> ModelConfig:

@@ -206,6 +206,19 @@ def test_warmups_of_every_kind_run_before_ready(tmp_path: Path) -> None:
     run_engine(tmp_path, test=test)
 
 
+@pytest.mark.parametrize(("value", "state"), [("2", "READY"), ("many", "UNAVAILABLE")])
+def test_a_model_may_ask_for_threads_of_its_own(tmp_path: Path, value: str, state: str) -> None:
+    parameter = f'parameters {{ key: "intra_op_thread_count" value {{ string_value: "{value}" }} }}'
+    write_model(tmp_path, "m", GOOD + parameter, {"1/model.onnx": identity_onnx("FP32", ("b", 2))})
+
+    async def test(engine: EngineUnderTest) -> None:
+        (row,) = engine.registry.index()
+        assert row["state"] == state
+        assert state == "READY" or "intra_op_thread_count: 'many'" in row["reason"]
+
+    run_engine(tmp_path, test=test)
+
+
 class _TimedRunner:
     """Takes as long as told for each number of rows."""
 

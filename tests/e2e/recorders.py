@@ -61,7 +61,7 @@ class HttpRecorder:
         self._server.server_close()
 
 
-class GrpcRecorder(grpc.GenericRpcHandler):
+class GrpcRecorder(grpc.GenericRpcHandler):  # type: ignore[misc]
     """ServerLive says yes; every other method answers an empty message. `calls`: (method, metadata, message)."""
 
     def __init__(self) -> None:

@@ -61,7 +61,8 @@ async def load_onnx_version(source: Source, host: Host) -> Loaded:
     """Raises: RepositoryError: the file is missing or does not fit, or a warm-up fails."""
     config = source.config
     path = _file(source)
-    runtime = await host.loop.run_in_executor(host.pool, lambda: load_onnx(path, config, threads=host.intra_op_threads))
+    threads = min(_positive(config, INTRA_OP_THREADS) or host.intra_op_threads, _INTRA_OP_THREADS_MAX)
+    runtime = await host.loop.run_in_executor(host.pool, lambda: load_onnx(path, config, threads=threads))
     runner = TensorRunner(runtime, source.interface, host.clock)
     short_rows = await host.loop.run_in_executor(host.pool, _warm_up, runner, source)
     place = PoolPlace(host.pool, config.instances or host.threads, short_rows)

@@ -1,5 +1,6 @@
 """HOT PATH. Owns the framing of HTTP/1.1 bodies, sans-IO: by length, chunked (RFC 9112 §7.1), or until close."""
 
+import re
 from typing import Final, Protocol
 
 from gateway.errors import Code
@@ -9,6 +10,14 @@ _CHUNK_LINE_BYTES_MAX: Final = 256
 _CHUNK_DIGITS_MAX: Final = 15
 _TRAILER_BYTES_MAX: Final = 8 * 1024
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
+_TOKEN: Final = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+#: Extensions and trailers are dropped, but what other parsers refuse is refused here too.
+_is_extension = re.compile(
+    rb"(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb'|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e])*"))?)+'
+).fullmatch
+_is_trailer = re.compile(rb"(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*").fullmatch
+#: Fields that would frame the message must not come after it (RFC 9110 §6.5.1).
+_NO_TRAILERS: Final = frozenset({b"content-length", b"transfer-encoding", b"host", b"trailer"})
 
 _DONE, _LENGTH, _UNTIL_CLOSE, _SIZE, _DATA, _DATA_END, _TRAILERS = range(7)
 
@@ -126,13 +135,22 @@ class BodyReader:
                 raise Http1Error(Code.BAD_REQUEST, f"trailers longer than {_TRAILER_BYTES_MAX} bytes")
             if not line:
                 self._state = _DONE
+            else:
+                _check_trailer(line)
         else:
             self._on_size(line)
 
     def _on_size(self, line: bytes) -> None:
-        digits, _, _ = line.partition(b";")
-        digits = digits.rstrip(b" \t") if b";" in line else digits
+        digits, mark, rest = line.partition(b";")
+        if mark and not _is_extension(mark + rest):
+            raise Http1Error(Code.BAD_REQUEST, "malformed chunk extension")
         if not digits or len(digits) > _CHUNK_DIGITS_MAX or not _HEX.issuperset(digits):
             raise Http1Error(Code.BAD_REQUEST, "malformed chunk size")
         self._remaining = int(digits, 16)
         self._state = _DATA if self._remaining else _TRAILERS
+
+
+def _check_trailer(line: bytes) -> None:
+    field = _is_trailer(line)
+    if field is None or field[1].lower() in _NO_TRAILERS:
+        raise Http1Error(Code.BAD_REQUEST, "malformed or forbidden trailer field")

@@ -87,7 +87,7 @@ class GrpcPeek:
         while position < size and self.state is not Peeked.FAULT:
             if self._left < 0:
                 position = self._read_head(data, position)
-                if self._left != 0:
+                if self._left != 0 or self.violates:
                     continue
             end = min(size, position + self._left)
             self._left -= end - position

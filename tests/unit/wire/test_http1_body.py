@@ -1,5 +1,7 @@
 """Framing of HTTP/1.1 bodies."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ def feed_all(reader: BodyReader, data: bytes, cuts: list[int]) -> tuple[bytes, b
     """(body, rest) after feeding `data` cut at `cuts`."""
     sink = Sink()
     edges = [0, *sorted({cut % (len(data) + 1) for cut in cuts}), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         piece = data[start:end]
         position = reader.feed(piece, 0, sink)
         if reader.is_done:
@@ -45,7 +47,7 @@ def test_length_body_ends_exactly_where_it_should(body: bytes, rest: bytes, cuts
 
 @given(
     st.lists(st.binary(min_size=1, max_size=40), max_size=6),
-    st.sampled_from([b"", b";a=b", b" ;x"]),
+    st.sampled_from([b"", b";a=b", b";x", b';a="q \\"\xff";b']),
     st.sampled_from([b"", b"A: b\r\n", b"A: b\r\nC: d\r\n"]),
     st.binary(max_size=10),
     st.lists(st.integers(0, 400), max_size=8),
@@ -75,6 +77,17 @@ def test_chunked_body_over_any_cuts(
         b"1;" + b"x" * 300 + b"\r\n",
         b"0\r\n" + b"A: b\r\n" * 2000,
         b"0\r\nA: b\n",
+        b"1;\x01\r\na\r\n",
+        b"1;a b\r\na\r\n",
+        b"1 ;a\r\na\r\n",
+        b"1;\r\na\r\n",
+        b'1;a="b\r\na\r\n',
+        b"0\r\nno colon\r\n",
+        b"0\r\n folded: a\r\n",
+        b"0\r\nA: \x00\r\n",
+        b"0\r\n: a\r\n",
+        b"0\r\nContent-Length: 3\r\n",
+        b"0\r\nTransfer-Encoding: chunked\r\n",
     ],
 )
 def test_malformed_chunking_is_refused(data: bytes) -> None:

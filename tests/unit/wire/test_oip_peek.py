@@ -177,6 +177,7 @@ def test_a_late_model_in_a_compressed_message_is_found() -> None:
     ("body", "encoding", "code"),
     [
         (grpc.frame(b"x", is_compressed=True), b"identity", Code.UNSUPPORTED_ENCODING),
+        (grpc.frame(b"", is_compressed=True), b"identity", Code.UNSUPPORTED_ENCODING),
         (grpc.frame(b"x", is_compressed=True), b"zstd", Code.UNSUPPORTED_ENCODING),
         (grpc.frame(b"not gzip", is_compressed=True), b"gzip", Code.BAD_REQUEST),
         (grpc.frame(gzip.compress(infer())[:-9], is_compressed=True), b"gzip", Code.BAD_REQUEST),

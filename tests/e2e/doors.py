@@ -39,7 +39,9 @@ class Door:
 
     def ask_json(self, method: str, *arguments: Any, **options: Any) -> Any:
         """The answer as plain JSON values on both protocols."""
-        return self.ask(method, *arguments, **options, **({"as_json": True} if self.is_grpc else {}))
+        if self.is_grpc:
+            options["as_json"] = True
+        return self.ask(method, *arguments, **options)
 
     def infer(
         self,

@@ -1,6 +1,6 @@
 """Run by .venvs/kserve/bin/python: the KServe SDK's two clients against the addresses given; prints what they saw.
 
-    kserve_script.py HTTP_URL GRPC_ADDRESS KEY
+kserve_script.py HTTP_URL GRPC_ADDRESS KEY
 """
 
 import asyncio

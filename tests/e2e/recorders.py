@@ -2,7 +2,6 @@
 
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -87,9 +86,3 @@ class GrpcRecorder(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def __exit__(self, *_: object) -> None:
         self._server.stop(0).wait()
-
-
-def iter_calls(recorder: HttpRecorder | GrpcRecorder) -> Iterator[tuple[str, dict[str, str], bytes]]:
-    """What came so far; clears the record."""
-    calls, recorder.calls = recorder.calls, []
-    return iter(calls)

@@ -50,6 +50,7 @@ class Child:
         self._say = say
         self._is_wanted = True
         self._task: asyncio.Task[None] | None = None
+        self._ready_fd: int | None = None
 
     @property
     def pid(self) -> int | None:
@@ -94,19 +95,24 @@ class Child:
             os.close(write_fd)
         if not self._is_wanted:
             self.signal(signal.SIGTERM)  # stopped while it was being started
-        loop = asyncio.get_running_loop()
-        loop.add_reader(read_fd, self._on_ready, read_fd, loop)
+        self._ready_fd = read_fd
+        asyncio.get_running_loop().add_reader(read_fd, self._on_ready, read_fd)
         try:
             return await self.process.wait()
         finally:
-            if loop.remove_reader(read_fd):
-                os.close(read_fd)
+            self._close_ready_fd()
 
-    def _on_ready(self, fd: int, loop: asyncio.AbstractEventLoop) -> None:
+    def _on_ready(self, fd: int) -> None:
         if os.read(fd, 64):
             self.is_ready.set()
-        loop.remove_reader(fd)
-        os.close(fd)
+        self._close_ready_fd()
+
+    def _close_ready_fd(self) -> None:
+        """Once only: a closed number soon belongs to another child's pipe, which must not be closed in its stead."""
+        fd, self._ready_fd = self._ready_fd, None
+        if fd is not None:
+            asyncio.get_running_loop().remove_reader(fd)
+            os.close(fd)
 
     def signal(self, number: int) -> None:
         if self.process is not None and self.process.returncode is None:

@@ -101,10 +101,9 @@ def plan(seed: int, kills: int) -> list[Callable[[Killer], None]]:
         workers, others = one_round[:6], one_round[6:]
         choice.shuffle(workers)
         choice.shuffle(others)
-        for index, step in enumerate(workers):
-            others.insert(index * 3 % len(others), step)
-        one_round = others
-        for worth, step in one_round:
+        for index, worker_step in enumerate(workers):
+            others.insert(3 * index, worker_step)
+        for worth, step in others:
             if total < kills:
                 steps.append((worth, step))
                 total += worth

@@ -13,7 +13,6 @@ GROUPS: Final = {
     "tenants": ("gateway.commands.tenants", "Create, list, suspend and resume tenants."),
     "plans": ("gateway.commands.plans", "List, show and add plans."),
     "ledger": ("gateway.commands.ledger", "Trial balance and entries of the revenue ledger."),
-    "models": ("gateway.commands.models", "What the backends hold."),
     "admin": ("gateway.commands.admin", "The admin token."),
 }
 VERBS: Final = {

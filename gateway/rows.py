@@ -36,6 +36,9 @@ class RowPeek:
 
     def finish(self) -> bool | Refusal:
         """The JSON part, or the body, is complete."""
+        if self._head_bytes is not None and len(self._json) < self._head_bytes:
+            message = "Inference-Header-Content-Length is longer than the body"
+            return Refusal(code=Code.BAD_HEADER_LENGTH, message=message)
         rows = json_rows(bytes(self._json))
         if rows < 1:
             message = "the first input's shape cannot be read, and this model is priced by its rows"

@@ -110,12 +110,7 @@ def http1_connection(data: bytes) -> None:
     cut = H1Run(list(steps(data[1:], data[0])))
     assert cut.app.seen == whole.app.seen
     assert cut.app.ended == whole.app.ended
-    short, long = sorted((cut.statuses, whole.statuses), key=len)
-    if any(target.startswith(b"/no") for _, target, _ in whole.app.seen):
-        # Whether a body that is thrown away is found malformed before it is found too long depends on its cuts.
-        assert long[len(short) :] in ([], [b"400"])
-        long = long[: len(short)]
-    assert short == long
+    assert cut.statuses == whole.statuses
 
 
 def _told(head: ResponseHead) -> tuple[int, int, list[tuple[bytes, bytes]]]:

@@ -77,7 +77,10 @@ class TensorRunner:
         return Executed(results, fed_ns - begun_ns, done_ns - fed_ns, now() - done_ns)
 
     def _run_one(self, feeds: Feeds, rows: int, begun_ns: int) -> Executed:
-        """A batch of one needs no joining and no splitting."""
+        """A batch of one needs no joining and no splitting, but aligned arrays, which joining would have made."""
+        for name, array in feeds.items():
+            if not array.flags.aligned:
+                feeds = {**feeds, name: array.copy()}
         try:
             outputs = self._runtime.run(feeds)
         except TollwayError as error:

@@ -64,7 +64,7 @@ def count_elements(name: str, shape: Sequence[int]) -> int:
 
 
 def from_raw(name: str, datatype: str, shape: Sequence[int], data: Data) -> Array:
-    """A tensor over the bytes of `data`, without a copy where alignment allows; `data` must stay unchanged.
+    """A tensor over the bytes of `data`, without a copy and perhaps not aligned; `data` must stay unchanged.
 
     Raises:
         TollwayError: invalid_tensor, where the bytes do not fit datatype and shape.
@@ -80,8 +80,6 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], data: Data) -> Arra
     array = np.frombuffer(data, dtype)
     if datatype == "BOOL":
         _check_bools(name, array)
-    if not array.flags.aligned:
-        array = array.copy()
     return array.reshape(shape)
 
 

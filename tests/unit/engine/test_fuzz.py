@@ -139,7 +139,6 @@ def test_raw_tensors_round_trip_at_any_alignment(datatype: str, shape: list[int]
     size = int(np.prod(shape)) * DTYPES[datatype].itemsize
     noise = np.random.default_rng(1).bytes(offset + size)
     array = from_raw("x", datatype, shape, memoryview(noise)[offset:])
-    assert array.flags.aligned
     assert bytes(to_raw(array)) == noise[offset:]
 
 

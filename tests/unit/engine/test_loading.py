@@ -4,11 +4,15 @@ import asyncio
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gateway.clock import SystemClock
 from gateway.engine.interface import Interface
-from gateway.engine.runner import Executed
+from gateway.engine.runner import Executed, TensorRunner
+from gateway.engine.tensors import Array
 from gateway.engine.warmup import SHORT_NS, measure_short_rows
+from gateway.engine.work import Feeds
 from model_repo.config import parse_config
 from model_repo.errors import RepositoryError
 from tests.unit.engine.making import (
@@ -217,6 +221,31 @@ def test_a_model_may_ask_for_threads_of_its_own(tmp_path: Path, value: str, stat
         assert state == "READY" or "intra_op_thread_count: 'many'" in row["reason"]
 
     run_engine(tmp_path, test=test)
+
+
+class _SeeingRuntime:
+    """Keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Array] = []
+
+    def run(self, feeds: Feeds) -> list[Array]:
+        self.seen += feeds.values()
+        return list(feeds.values())
+
+    def close(self) -> None: ...
+
+
+def test_a_runtime_sees_aligned_arrays_only() -> None:
+    interface = Interface(parse_config(GOOD, name="m"))
+    runtime = _SeeingRuntime()
+    runner = TensorRunner(runtime, interface, SystemClock())
+    odd = np.frombuffer(bytes(9), dtype=np.float32, count=2, offset=1).reshape(1, 2)
+    assert not odd.flags.aligned
+    runner.run([{"x": odd}], [1])
+    runner.run([{"x": odd}, {"x": odd}], [1, 1])
+    assert [array.flags.aligned for array in runtime.seen] == [True, True]
+    assert [array.shape for array in runtime.seen] == [(1, 2), (2, 2)]
 
 
 class _TimedRunner:

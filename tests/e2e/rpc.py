@@ -58,7 +58,7 @@ def retry_delay_s(details: bytes) -> float:
     pool = descriptor_pool.DescriptorPool()
     pool.AddSerializedFile(any_pb2.DESCRIPTOR.serialized_pb)
     pool.Add(file)
-    parsed = message_factory.GetMessageClass(pool.FindMessageTypeByName("own.Status")).FromString(details)  # type: ignore[attr-defined]
+    parsed: Any = message_factory.GetMessageClass(pool.FindMessageTypeByName("own.Status")).FromString(details)
     assert parsed.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
     [info] = [one for one in parsed.details if one.type_url == "type.googleapis.com/google.rpc.RetryInfo"]
     assert info.value[:1] == b"\x0a", "RetryInfo.retry_delay is field 1"

@@ -1,4 +1,4 @@
-"""The KServe SDK's REST and gRPC clients, unmodified, from their own virtual environment (protobuf differs from ours)."""
+"""The KServe SDK's REST and gRPC clients, unmodified, from an environment of their own (protobuf differs from ours)."""
 
 import json
 import subprocess

@@ -77,6 +77,7 @@ class HeadFacts:
     __slots__ = (
         "credential",
         "forward",
+        "forward_block",
         "forward_lines",
         "grpc_encoding",
         "is_encoded",
@@ -99,6 +100,8 @@ class HeadFacts:
         self.refusal: Refusal | None = None
         self.forward: Headers = []
         self.forward_lines = b""
+        #: `forward` as an HTTP/2 header block; set by who first needs it.
+        self.forward_block: bytes | None = None
         self.request_id: bytes | None = None
         self.trace_id: bytes | None = None
         self.trace_flags = b"00"

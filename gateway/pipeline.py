@@ -42,16 +42,19 @@ from gateway.net.budget import BufferBudget
 from gateway.net.exchange import POOL_FULL, Exchange, Upstream
 from gateway.net.h1_inbound import H1Exchange
 from gateway.net.h1_outbound import H1Request, H1UpstreamPool
+from gateway.net.h2_outbound import H2UpstreamPool
 from gateway.quota.store import Decision, Grant, QuotaStore
 from gateway.replies import GRPC_TYPE, JSON_TYPE, ChargeTexts, kept_of, lines_of, refuse, server_timing
 from gateway.routing.router import Endpoint, Router
 from gateway.rows import RowPeek, row_peek_of
 from gateway.settings import Limits
-from gateway.wire.grpc import format_timeout
+from gateway.wire.grpc import PREFIX_BYTES, format_timeout
+from gateway.wire.grpc_blocks import forward_block
+from gateway.wire.header_blocks import BlockEncoder
 from gateway.wire.http1 import encode_fields
 from gateway.wire.http2_frames import H2Code
 from gateway.wire.oip_peek import GrpcPeek
-from gateway.wire.protobuf_peek import Peeked
+from gateway.wire.protobuf_peek import Peeked, recall_whole
 
 _ANONYMOUS: Final = "-"
 _NO_TRAILERS: Final[Headers] = []
@@ -134,6 +137,7 @@ class Gateway:
         self.is_policy_refused = False
         self.ids = CallIds()
         self.charges = ChargeTexts()
+        self.encoder = BlockEncoder()
         self.live: set[LiveCall] = set()
 
     # -- Application -------------------------------------------------------------------------------------------------
@@ -142,7 +146,7 @@ class Gateway:
         self._begin(exchange, None)
 
     def on_request(self, exchange: Exchange, body: bytes) -> None:
-        """A whole request at once (HTTP/1.1's usual case)."""
+        """A whole request at once (the usual case)."""
         self._begin(exchange, body)
 
     def _begin(self, exchange: Exchange, body: bytes | None) -> None:
@@ -157,10 +161,10 @@ class Gateway:
             call.refuse(facts.refusal)
         elif facts.kind <= HEALTH:
             call.answer_health()
-        elif self._is_open_for(head.content_length):
+        elif self._is_open_for(head.content_length if body is None else len(body)):
             call.start()
         else:
-            refusal = self._refusal_of_state(facts, head.content_length)
+            refusal = self._refusal_of_state(facts, head.content_length if body is None else len(body))
             if refusal is None:
                 call.start()  # reads go on while usage cannot be recorded
             else:
@@ -240,6 +244,8 @@ class LiveCall:
     grant: Grant | None = None
     upstream: Upstream | None = None
     peek: GrpcPeek | None = None
+    #: Rows that the message spoke of, -1 if it did not.
+    peeked_rows = -1
     row_peek: RowPeek | None = None
     deadline: asyncio.TimerHandle | None = None
     #: Request bytes that wait for a decision or a model name; None until there are some.
@@ -303,9 +309,29 @@ class LiveCall:
             self.principal = principal
         if self.exchange.head.is_grpc and facts.kind >= MODEL_READ:
             self.stage = PEEKING
-            self.peek = GrpcPeek(gateway.limits.grpc_message_bytes_max, facts.grpc_encoding)
+            if self.body is None:
+                self.peek = GrpcPeek(gateway.limits.grpc_message_bytes_max, facts.grpc_encoding)
+            else:
+                self._peek_whole(self.body)
         else:
             self.decide()
+
+    def _peek_whole(self, body: bytes) -> None:
+        """Find the model in a body that came whole. Clients repeat themselves: mostly by what is remembered."""
+        message_bytes_max = self.gateway.limits.grpc_message_bytes_max
+        length = len(body) - PREFIX_BYTES
+        if 0 < length <= message_bytes_max and body.startswith(length.to_bytes(PREFIX_BYTES, "big")):
+            known = recall_whole(body, PREFIX_BYTES)
+            if known is not None:
+                self.model, self.version, self.peeked_rows = known
+                self.decide()
+                return
+        peek = GrpcPeek(message_bytes_max, self.facts.grpc_encoding)
+        if peek.feed(body) is Peeked.FAULT or peek.end() is Peeked.FAULT:
+            self.refuse(Refusal(code=peek.code, message=peek.fault))
+        else:
+            self.peeked_rows = peek.rows
+            self._take_name(peek)
 
     def decide(self) -> None:
         """Scope, model and endpoint by plain look-ups; then the limits, which may be another process's to decide."""
@@ -398,6 +424,11 @@ class LiveCall:
             if self.buffered_bytes:
                 self._unbuffer()
             return
+        if body and isinstance(pool, H2UpstreamPool) and head.content_length < 0:
+            self.upstream = pool.request_whole(head.method, head.target, self._forwarded_block(), body, self)
+            if self.buffered_bytes:
+                self._unbuffer()
+            return
         if isinstance(pool, H1UpstreamPool):
             upstream = pool.request_raw(head.method, head.target, self._forwarded_lines(), head.content_length, self)
         else:
@@ -445,6 +476,15 @@ class LiveCall:
         if facts.timeout_ns:
             lines += b"tollway-deadline-ns: %d\r\n" % self._left_ns()
         return lines
+
+    def _forwarded_block(self) -> bytes:
+        """The same as an HTTP/2 header block."""
+        facts, call_id = self.facts, self.call_id
+        forward = facts.forward_block
+        if forward is None:
+            forward = facts.forward_block = self.gateway.encoder.encode(facts.forward)
+        timeout = format_timeout(self._left_ns()) if facts.timeout_ns else b""
+        return forward_block(forward, facts.request_id or call_id, facts.trace_id, facts.trace_flags, call_id, timeout)
 
     def _left_ns(self) -> int:
         return max(1, self.arrival_ns + self.facts.timeout_ns - self.gateway.clock.monotonic_ns())
@@ -517,8 +557,8 @@ class LiveCall:
         self.reply_length = content_length
         endpoint = self.endpoint
         assert endpoint is not None
-        if self.peek is not None and not endpoint.is_trusted:
-            self.rows = max(1, self.peek.rows)
+        if not endpoint.is_trusted and self.exchange.head.is_grpc:
+            self.rows = max(1, self.peeked_rows if self.peek is None else self.peek.rows)
         kept, units = kept_of(headers)
         self.reply_headers = kept
         if endpoint.is_trusted:

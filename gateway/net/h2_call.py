@@ -155,6 +155,18 @@ class H2Call:
             self._send_held(host, stream, early)
         host.schedule_flush()
 
+    def start_whole(self, host: CallHost, body: bytes) -> None:
+        """As `start`, `send_body` and `send_end`."""
+        stream = host.h2.open_whole(self.block, body, self)
+        if stream is None:
+            self.start(host)
+            self.send_body(body)
+            self.send_end()
+        else:
+            self._host = host
+            self._stream = stream
+            host.schedule_flush()
+
     def _send_held(self, host: CallHost, stream: Stream, early: HeldBody) -> None:
         self._early = None
         while early:

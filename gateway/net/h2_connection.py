@@ -9,7 +9,7 @@ from gateway.net.h2_call import H2Call
 from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.http2 import Http2Connection
 from gateway.wire.http2_fields import HeadFault, ReplyHead
-from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits
+from gateway.wire.http2_frames import STREAM_ID_MAX, H2Code, Http2Error, Http2Limits
 from gateway.wire.http2_stream import Budget, Stream
 
 _JOIN_BYTES_MAX: Final = 64 * 1024
@@ -88,7 +88,15 @@ class H2Outbound(asyncio.Protocol):
     @property
     def has_room(self) -> bool:
         """Whether a call may start here now."""
-        return len(self.h2.streams) < self._streams_max and self.h2.can_open and not self._is_closing
+        h2 = self.h2
+        return (
+            len(h2.streams) < self._streams_max
+            and len(h2.streams) < h2.peer_streams_max
+            and not h2.is_peer_going
+            and h2.error is None
+            and h2.next_id < STREAM_ID_MAX
+            and not self._is_closing
+        )
 
     @property
     def is_leaving(self) -> bool:

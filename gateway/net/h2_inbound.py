@@ -50,7 +50,7 @@ class H2InboundLimits:
 class H2Shared:
     """What all inbound connections of a process share: the application, remembered blocks, limits, accounting."""
 
-    __slots__ = ("application", "budget", "encoder", "limits", "loop", "memo", "monotonic_ns")
+    __slots__ = ("application", "budget", "encoder", "limits", "loop", "memo", "monotonic_ns", "on_request")
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class H2Shared:
         budget: Budget | None = None,
     ) -> None:
         self.application = application
+        self.on_request: Callable[[H2Exchange, bytes], None] | None = getattr(application, "on_request", None)
         self.limits = limits
         self.loop = loop
         self.monotonic_ns = monotonic_ns
@@ -88,6 +89,7 @@ class H2Inbound(asyncio.Protocol):
         "drain_bytes_max",
         "encoder",
         "h2",
+        "on_request_whole",
         "shared",
     )
 
@@ -96,6 +98,8 @@ class H2Inbound(asyncio.Protocol):
         self.application = shared.application
         self.encoder = shared.encoder
         self.drain_bytes_max = shared.limits.drain_bytes_max
+        #: See `OnRequestWhole`; None for an application that takes requests step by step only.
+        self.on_request_whole = None if shared.on_request is None else self._on_request_whole
         self.h2 = Http2Connection(self, shared.limits.wire, shared.memo, shared.monotonic_ns, budget=shared.budget)
         self._on_closed = on_closed
         self._transport: asyncio.Transport | None = None
@@ -310,6 +314,12 @@ class H2Inbound(asyncio.Protocol):
     def on_request(self, stream: Stream, head: RequestHead) -> None:
         exchange = stream.owner = H2Exchange(self, stream, head)
         self.application.on_head(exchange)
+
+    def _on_request_whole(self, stream: Stream, head: RequestHead, body: bytes) -> None:
+        exchange = stream.owner = H2Exchange(self, stream, head)
+        on_request = self.shared.on_request
+        assert on_request is not None
+        on_request(exchange, body)
 
     def on_refused_head(self, stream: Stream, fault: HeadFault) -> None:
         assert fault.code is not None

@@ -17,7 +17,7 @@ from gateway.wire.header_memo import HeaderBlock, HeaderMemo
 from gateway.wire.http2_fields import HeadFault, is_grpc_block, reply_head, request_head, trailer_fields
 from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits
 from gateway.wire.http2_guard import FloodGuard
-from gateway.wire.http2_handler import Http2Handler
+from gateway.wire.http2_handler import Http2Handler, OnRequestWhole
 from gateway.wire.http2_reader import FrameReader
 from gateway.wire.http2_stream import Budget, SendSide, Stream
 
@@ -33,6 +33,7 @@ class Http2Connection:
 
     __slots__ = (
         "_credits_on_receipt",
+        "_on_request_whole",
         "_recv_credit_bytes",
         "_recv_window_bytes",
         "closed",
@@ -68,6 +69,7 @@ class Http2Connection:
         budget: Budget | None = None,
     ) -> None:
         self.handler = handler
+        self._on_request_whole: OnRequestWhole | None = getattr(handler, "on_request_whole", None)
         self.limits = limits
         self.is_client = is_client
         self.streams: dict[int, Stream] = {}
@@ -136,6 +138,18 @@ class Http2Connection:
         self.next_id += 2
         self.streams[stream.id] = stream
         self.send.headers(stream, block, is_end=is_end)
+        return stream
+
+    def open_whole(self, block: bytes, body: bytes, owner: object) -> Stream | None:
+        """`open` with the whole body, in one piece; None if the windows or the transport do not take all of it now."""
+        send = self.send
+        if not send.takes_whole(len(block), len(body)):
+            return None
+        stream_id = self.next_id
+        self.next_id = stream_id + 2
+        stream = self.streams[stream_id] = Stream(stream_id, send.initial_window_bytes, self.stream_window_bytes)
+        stream.owner = owner
+        send.request_whole(stream, block, body)
         return stream
 
     def reset(self, stream: Stream, code: int) -> None:
@@ -314,8 +328,47 @@ class Http2Connection:
             self.streams.pop(stream.id, None)
         self.handler.on_end(stream, trailers)
 
-    def on_block(self, stream_id: int, block: bytes, *, is_end: bool) -> None:
+    def on_request_whole(self, stream_id: int, block: bytes, body: bytes) -> None:
         decoded = self.decoder.decode(block)
+        head = decoded.head
+        if head is None:
+            head = decoded.head = self._request_head(decoded)
+        size = len(body)
+        hand_on = self._on_request_whole
+        if (
+            hand_on is None
+            or type(head) is not RequestHead
+            or not head.is_grpc
+            or head.content_length >= 0
+            or head.expects_continue
+            or self.is_draining
+            or stream_id <= self.last_peer_id
+            or not stream_id & 1
+            or size > self._recv_window_bytes
+            or size > self.stream_window_bytes
+            or len(self.streams) >= self.limits.streams_max
+        ):
+            # Anything unusual is taken step by step.
+            self._take_block(stream_id, decoded, is_end=False)
+            if self.error is None:
+                self.on_data(stream_id, body, size, is_end=True)
+            return
+        self.last_peer_id = stream_id
+        self._recv_window_bytes -= size
+        stream = Stream(stream_id, self.send.initial_window_bytes, self.stream_window_bytes - size)
+        stream.is_remote_closed = True
+        self.streams[stream_id] = stream
+        hand_on(stream, head, body)
+        credit = self._recv_credit_bytes + size
+        if credit * 2 < self.limits.connection_window_bytes:
+            self._recv_credit_bytes = credit
+        else:
+            self._credit_connection(size)
+
+    def on_block(self, stream_id: int, block: bytes, *, is_end: bool) -> None:
+        self._take_block(stream_id, self.decoder.decode(block), is_end=is_end)
+
+    def _take_block(self, stream_id: int, decoded: HeaderBlock, *, is_end: bool) -> None:
         stream = self.streams.get(stream_id)
         if stream is None:
             if self.is_client or stream_id <= self.last_peer_id or not stream_id & 1:

@@ -1,10 +1,15 @@
 """Owns the seam between an HTTP/2 connection and the shell around it."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from gateway.call import Data, Headers, RequestHead
 from gateway.wire.http2_fields import HeadFault, ReplyHead
 from gateway.wire.http2_stream import Stream
+
+#: Optional attribute `on_request_whole` of a handler in the server role: a gRPC request with all of its body, instead
+#: of `on_request`, `on_data` and `on_end`. Used where no drain, limit or window stands against taking it in one step.
+OnRequestWhole = Callable[[Stream, RequestHead, bytes], None]
 
 
 class Http2Handler(Protocol):

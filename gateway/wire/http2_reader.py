@@ -42,6 +42,9 @@ class FrameSink(Protocol):
     def on_block(self, stream_id: int, block: bytes, *, is_end: bool) -> None:
         """A complete header block."""
 
+    def on_request_whole(self, stream_id: int, block: bytes, body: bytes) -> None:
+        """Server: `on_block` and the `on_data` that ends the stream, in one step."""
+
     def on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Any other frame of a known kind, its length and stream checked; or an empty one of an unknown kind."""
 
@@ -61,6 +64,7 @@ class FrameReader:
         "_data_left",
         "_data_padding",
         "_data_stream_id",
+        "_is_client",
         "_is_started",
         "_is_stopped",
         "_limits",
@@ -73,6 +77,7 @@ class FrameReader:
     def __init__(self, sink: FrameSink, limits: Http2Limits, *, is_client: bool) -> None:
         self._sink = sink
         self._limits = limits
+        self._is_client = is_client
         self._preface_left = b"" if is_client else frames.PREFACE
         self._is_started = False
         self._is_stopped = False
@@ -145,6 +150,11 @@ class FrameReader:
             if end > size:
                 break
             if kind == HEADERS:
+                if flags == END_HEADERS and end + FRAME_HEAD_BYTES < size:
+                    whole = self._whole(data, stream_id, start, end, size)
+                    if whole:
+                        position = whole
+                        continue
                 self._on_headers(flags, stream_id, data[start:end])
             elif kind == CONTINUATION:
                 self._on_continuation(flags, data[start:end])
@@ -224,6 +234,28 @@ class FrameReader:
         else:
             self._sink.on_data(self._data_stream_id, part, step, is_end=self._data_is_end)
         return end
+
+    def _whole(self, data: bytes, stream_id: int, start: int, end: int, size: int) -> int:
+        """Hand on a message that is all here: its head from `start`, then a small body in one unpadded frame.
+
+        Returns the position after it, 0 if what follows the head is anything else.
+        """
+        high, low, kind, flags, body_stream_id = unpack_head(data, end)
+        start_of_body = end + FRAME_HEAD_BYTES
+        end_of_body: int = start_of_body + low
+        if (
+            kind != DATA
+            or body_stream_id != stream_id
+            or high
+            or not 0 < low < _VIEW_BYTES_MIN
+            or low > self._limits.frame_bytes_max
+            or end_of_body > size
+        ):
+            return 0
+        if flags == END_STREAM and not self._is_client:
+            self._sink.on_request_whole(stream_id, data[start:end], data[start_of_body:end_of_body])
+            return end_of_body
+        return 0
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if flags & (PADDED | frames.HAS_PRIORITY):

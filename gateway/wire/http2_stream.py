@@ -9,7 +9,9 @@ from typing import Any, Final, Protocol
 
 from gateway.call import Data
 from gateway.wire import http2_frames as frames
-from gateway.wire.http2_frames import DATA, END_STREAM, Http2Limits, frame_head
+from gateway.wire.http2_frames import DATA, END_HEADERS, END_STREAM, HEADERS, Http2Limits, frame_head, pack_head
+
+_END_BOTH: Final = END_HEADERS | END_STREAM
 
 _VIEW_BYTES_MIN: Final = 16 * 1024
 _MERGE_BYTES_MAX: Final = 4 * 1024
@@ -142,6 +144,36 @@ class SendSide:
             self.block_prefix = b""
         self.out.append(frames.headers(stream_id, block, self.frame_bytes_max, is_end=is_end))
 
+    def takes_whole(self, block_bytes: int, body_bytes: int) -> bool:
+        """Whether a new stream's head and body can leave at once, in one frame each."""
+        frame_bytes_max = self.frame_bytes_max
+        return (
+            0 < body_bytes <= self.window_bytes
+            and body_bytes <= self.initial_window_bytes
+            and body_bytes <= frame_bytes_max
+            and block_bytes <= frame_bytes_max
+            and self.out_bytes < self._out_bytes_max
+            and not self.is_gated
+            and not self.block_prefix
+        )
+
+    def request_whole(self, stream: Stream, block: bytes, body: bytes) -> None:
+        """A whole request: HEADERS and DATA in one piece. `takes_whole` must hold."""
+        size = len(body)
+        length = len(block)
+        stream_id = stream.id
+        stream.send_window_bytes -= size
+        self.window_bytes -= size
+        self.out_bytes += size
+        self.data_frames += 1
+        self.out += (
+            pack_head(length >> 16, length & 0xFFFF, HEADERS, END_HEADERS, stream_id),
+            block,
+            pack_head(size >> 16, size & 0xFFFF, DATA, END_STREAM, stream_id),
+            body,
+        )
+        stream.is_local_closed = True
+
     def reply(self, stream: Stream, block: bytes, body: Data, trailers: bytes | None) -> None:
         """A whole reply: HEADERS, DATA and trailers in one piece where the windows allow it."""
         size = len(body)
@@ -163,11 +195,11 @@ class SendSide:
             self.out_bytes += size
             self.data_frames += 1
             self.out += (
-                frame_head(len(block), frames.HEADERS, frames.END_HEADERS, stream_id),
+                pack_head(len(block) >> 16, len(block) & 0xFFFF, HEADERS, END_HEADERS, stream_id),
                 block,
-                frame_head(size, DATA, 0, stream_id),
-                hold(body),
-                frame_head(len(trailers), frames.HEADERS, frames.END_HEADERS | END_STREAM, stream_id),
+                pack_head(size >> 16, size & 0xFFFF, DATA, 0, stream_id),
+                body if type(body) is bytes else hold(body),
+                pack_head(len(trailers) >> 16, len(trailers) & 0xFFFF, HEADERS, _END_BOTH, stream_id),
                 trailers,
             )
             self._end(stream)

@@ -7,6 +7,7 @@ What is authorised must be what runs: the model is decided at the first field be
 field 1 or 2 after that, or a repeated one, is a fault, though protobuf itself would let the last one win.
 """
 
+from contextlib import suppress
 from enum import IntEnum
 from typing import Final
 
@@ -38,8 +39,12 @@ _HEAD_BYTES_MAX: Final = 1024
 _HEADS_MAX: Final = 512
 _LENGTHS_MAX: Final = 4
 
+#: What a whole message says: (model, version, rows).
+Known = tuple[str, str, int]
 #: What the bytes before a message's first raw tensor say: (model, version, id, rows). Clients repeat them call by call.
 _heads: dict[bytes, tuple[bytes, bytes, bytes, int]] = {}
+#: The same for `recall_whole`, of heads whose names are UTF-8.
+_known: dict[bytes, Known] = {}
 #: Lengths of heads met last, newest first: where to look for one.
 _lengths: list[int] = []
 
@@ -141,7 +146,10 @@ class MessagePeek:
             return
         if len(_heads) >= _HEADS_MAX:
             _heads.clear()
+            _known.clear()
         _heads[head] = (self.model, self.version, self.id, self.rows)
+        with suppress(UnicodeDecodeError):
+            _known[head] = (self.model.decode(), self.version.decode(), self.rows)
         if len(head) not in _lengths:
             _lengths.insert(0, len(head))
             del _lengths[_LENGTHS_MAX:]
@@ -237,6 +245,35 @@ class MessagePeek:
             if end <= size:
                 raise ValueError from None
         self._has_inputs = True
+
+
+def recall_whole(data: bytes, start: int) -> Known | None:
+    """What the message from `start` to the end of `data` says, if it is a known head and raw tensors, nothing else.
+
+    None says nothing about the message: a `MessagePeek` has to read it.
+    """
+    for length in _lengths:
+        position = start + length
+        known = _known.get(data[start:position])
+        if known is not None:
+            return known if _are_raw_tensors(data, position, len(data)) else None
+    return None
+
+
+def _are_raw_tensors(data: bytes, position: int, size: int) -> bool:
+    """Whether `data` from `position` on is complete raw tensors."""
+    try:
+        while position < size:
+            if data[position] != _RAW_CONTENTS_TAG:
+                return False
+            length = data[position + 1]
+            position += 2
+            if length >= 0x80:
+                length, position = _varint(data, position - 1, size)
+            position += length
+    except (IndexError, _Short, ValueError):
+        return False
+    return position == size
 
 
 def _first_dimension(data: Data, position: int, end: int, available: int) -> int:

@@ -156,3 +156,5 @@ def decode(payload: bytes | memoryview) -> Record:
         return _decoder.decode(payload)
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(f"a text is not UTF-8: {error.reason}") from None
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None

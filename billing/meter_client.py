@@ -37,7 +37,7 @@ def decode_body(body: bytes) -> dict[str, Any]:
     """The message of one frame. Raises MeterError for anything but a msgpack map."""
     try:
         return msgspec.msgpack.decode(body, type=dict[str, Any])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MeterError("bad_frame", f"not a msgpack map: {error}") from error
 
 

@@ -5,6 +5,7 @@ Source: one TOML file (`tollway.toml`), each field overridable by `--set name=va
 refused with what, where and what to do. Every limit has a unit in its name and a row in docs/limits.md.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,7 +167,7 @@ def parse_settings(data: bytes) -> Settings:
 def _decode_path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(f"cannot read {value!r} as {kind.__name__}")
+    raise TypeError(f"Expected a path (text), got {value!r}")
 
 
 def _parse_text(text: str) -> Any:
@@ -180,7 +181,10 @@ def _parse_text(text: str) -> Any:
 def _set_dotted(values: dict[str, Any], dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
-        values = values.setdefault(parent, {})
+        inner = values.setdefault(parent, {})
+        if not isinstance(inner, dict):
+            raise SettingsError(f"--set {dotted}: {parent} is a plain value, there is nothing below it")
+        values = inner
     values[last] = value
 
 
@@ -202,8 +206,8 @@ def _check(settings: Settings) -> None:
     if not (settings.require_key and settings.metering) and not is_loopback:
         raise SettingsError('require_key/metering = false is for benchmarks on loopback only: set host = "127.0.0.1"')
     for name in Limits.__struct_fields__:
-        if getattr(settings.limits, name) <= 0:
-            raise SettingsError(f"limits.{name} must be greater than 0")
+        if not 0 < getattr(settings.limits, name) < math.inf:  # NaN neither
+            raise SettingsError(f"limits.{name} must be greater than 0 and finite")
     for backend in settings.backends:
         _check_backend(backend)
 

@@ -123,7 +123,11 @@ def write_snapshot(data_dir: Path, snapshot: Snapshot) -> None:
 
 def read_snapshot(data_dir: Path) -> Snapshot:
     """The current snapshot. Raises FileNotFoundError, or `msgspec.DecodeError` on a damaged file."""
-    return _decoder.decode((data_dir / SNAPSHOT_FILE).read_bytes())
+    raw = (data_dir / SNAPSHOT_FILE).read_bytes()
+    try:
+        return _decoder.decode(raw)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"the snapshot is damaged: {error}") from None
 
 
 def touch_heartbeat(data_dir: Path) -> None:

@@ -44,7 +44,7 @@ def parse_backends(text: str) -> tuple[Backend, ...]:
     """`--backends`: a JSON list of `gateway.snapshot.Backend`. Raises SettingsError naming what is wrong."""
     try:
         backends = msgspec.json.decode(text, type=tuple[Backend, ...])
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise SettingsError(f"--backends: {error}; want a JSON list of backends") from error
     if len({backend.name for backend in backends}) != len(backends):
         raise SettingsError("--backends: two backends have the same name")
@@ -104,5 +104,5 @@ async def _read_index(client: httpx.AsyncClient) -> tuple[list[IndexEntry], str 
                 return [], f"its index is larger than {INDEX_BYTES_MAX} bytes"
     try:
         return msgspec.json.decode(body, type=list[IndexEntry]), None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return [], "its index is not what OIP says"

@@ -25,15 +25,19 @@ class Address:
 
 def parse_address(text: str) -> Address:
     """Raises SettingsError when `text` is none of the forms above."""
-    parts = urlsplit(text)
-    if parts.scheme == "unix" and parts.path and not parts.netloc:
-        return Address(text=text, path=parts.path, host="", port=0, authority=b"localhost")
+    refusal = SettingsError(f"address {text!r}: use unix:///path, http://host:port or grpc://host:port")
     try:
+        parts = urlsplit(text)
         port = parts.port
     except ValueError:
-        port = None
-    if parts.scheme not in ("http", "grpc") or not parts.hostname or port is None or parts.path not in ("", "/"):
-        raise SettingsError(f"address {text!r}: use unix:///path, http://host:port or grpc://host:port")
+        raise refusal from None
+    if parts.scheme == "unix" and parts.path and not parts.netloc:
+        return Address(text=text, path=parts.path, host="", port=0, authority=b"localhost")
+    is_plain = text.isascii() and "@" not in parts.netloc and not parts.query and not parts.fragment
+    if not is_plain or parts.scheme not in ("http", "grpc") or not parts.hostname or not port:
+        raise refusal
+    if parts.path not in ("", "/"):
+        raise refusal
     return Address(text=text, path=None, host=parts.hostname, port=port, authority=parts.netloc.encode("ascii"))
 
 

@@ -135,7 +135,7 @@ def decode_from_worker(payload: bytes) -> list[FromWorker]:
     """Raises ProtocolError."""
     try:
         return _from_worker.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("a worker's frame cannot be read") from error
 
 
@@ -143,7 +143,7 @@ def decode_from_owner(payload: bytes) -> list[FromOwner]:
     """Raises ProtocolError."""
     try:
         return _from_owner.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError("an owner's frame cannot be read") from error
 
 

@@ -75,8 +75,13 @@ class _IndexEntry(msgspec.Struct):
 
 def parse_index(body: bytes) -> dict[str, dict[str, bool]]:
     """model → version → is ready, from a repository index. Raises msgspec.DecodeError."""
+    try:
+        entries = msgspec.json.decode(body, type=list[_IndexEntry])
+    except (UnicodeDecodeError, RecursionError) as error:
+        # msgspec lets both through; a backend's rubbish must not end the probing.
+        raise msgspec.DecodeError(f"malformed repository index: {error}") from None
     catalogue: dict[str, dict[str, bool]] = {}
-    for entry in msgspec.json.decode(body, type=list[_IndexEntry]):
+    for entry in entries:
         versions = catalogue.setdefault(entry.name, {})
         if entry.version:
             versions[entry.version] = entry.state == "READY"

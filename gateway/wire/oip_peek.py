@@ -219,7 +219,8 @@ def json_rows(head: Data) -> int:
     raw = bytes(head)
     try:
         inputs = _decode_head(raw).inputs
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        # msgspec recurses even through members that it skips.
         return -1
     if not inputs or not inputs[0].shape or b"\\" in raw:
         return -1

@@ -206,6 +206,7 @@ TARGET_SEEDS = [
 JSON_SEEDS = [
     b'{"inputs":[{"name":"x","shape":[3,2],"datatype":"FP32","data":[1,2,3,4,5,6]}],"id":"1"}',
     b'{"parameters":{"a":1},"inputs":[{"shape":[0]},{"shape":[2]}]}',
+    b'{"inputs":[{"shape":[1]}],"deep":' + b"[" * 1500,
 ]
 KEY = keys.mint(lambda count: bytes(range(count))).text.encode()
 KEY_SEEDS = [KEY, KEY[:-1], b"tw_live_"]

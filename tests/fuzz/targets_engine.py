@@ -144,6 +144,7 @@ HTTP_SEEDS = [
     b"\x10" + _binary_body(),
     b"\x10\x00" + b"\0" * 16,
     b"\x13\x00abc",
+    b'\x10\xff{"inputs":[],"deep":' + b"[" * 1500,
 ]
 INFER_GRPC_SEEDS = [b"\x10" + infer_request("m"), b"\x18" + infer_request("m", "")]
 INFLATE_SEEDS = [

@@ -106,7 +106,7 @@ def _framed() -> bytes:
     return b"".join(parts)
 
 
-EVENT_SEEDS = _RECORDS
+EVENT_SEEDS = [*_RECORDS, b"\x93\xa1C\x00" + b"\x91" * 1500]
 FRAME_SEEDS = [_framed() + bytes(40), _framed()[3:]]
 WOUND_SEEDS = [
     joined([_PLACE.pack(0, 80) + b"\0" * 30, _PLACE.pack(1, 100) + b"\xff"]),

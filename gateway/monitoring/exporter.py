@@ -20,6 +20,8 @@ from gateway.monitoring.metrics import DURATION_BOUNDS_S, METRICS, Histogram, Wo
 
 _SCRAPE_S: Final = 2.0
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+#: A process that is gone, or whose answer is no answer.
+_UNREADABLE: Final = (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def read_worker(path: Path) -> WorkerMetrics:
@@ -45,7 +47,7 @@ def read_meter_status(path: Path) -> dict[str, Any]:
         (size,) = struct.unpack("<I", _read_exactly(sock, 4))
         if size > _ANSWER_BYTES_MAX:
             raise OSError("meter answer too large")
-        answer: dict[str, Any] = msgspec.msgpack.decode(_read_exactly(sock, size))
+        answer = msgspec.msgpack.decode(_read_exactly(sock, size), type=dict[str, Any])
     return answer
 
 
@@ -101,7 +103,7 @@ class MachineCollector(Collector):
         for path in sorted(self._run_dir.glob("worker-*.sock")):
             try:
                 alive[path.name] = read_worker(path)
-            except (OSError, msgspec.DecodeError):
+            except _UNREADABLE:
                 continue  # ended or ending: what it last said is kept below
         for name in [one for one in self._last if one not in alive]:
             gone = self._last.pop(name)
@@ -152,7 +154,7 @@ class MachineCollector(Collector):
     def _meter(self) -> Iterator[Metric]:
         try:
             status = read_meter_status(self._meter_socket)
-        except (OSError, msgspec.DecodeError):
+        except _UNREADABLE:
             return  # no meter (metering off) or it is restarting: absent series say so
         lag = _gauge("tollway_meter_lag_records", [])
         lag.add_metric([], float(status.get("lag_records", 0)))

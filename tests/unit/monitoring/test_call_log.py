@@ -1,0 +1,104 @@
+"""The call log: whole lines, in order, from a thread that never holds up a call."""
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.monitoring.call_log import LINE, CallLog
+
+
+class Later:
+    """`call_later` that remembers."""
+
+    def __init__(self) -> None:
+        self.due: list[Callable[[], None]] = []
+
+    def __call__(self, delay_s: float, callback: Callable[[], None]) -> None:
+        assert delay_s > 0
+        self.due.append(callback)
+
+    def run(self) -> None:
+        due, self.due = self.due, []
+        for callback in due:
+            callback()
+
+
+def test_lines_are_gathered_and_written_in_order(tmp_path: Path) -> None:
+    later, path = Later(), tmp_path / "calls.jsonl"
+    log = CallLog(path, later)
+    for number in range(10):
+        log.write(b"%d\n" % number)
+    assert len(later.due) == 1, "one timer for all lines"
+    later.run()
+    log.write(b"last\n")
+    log.close()
+    assert path.read_bytes() == b"".join(b"%d\n" % number for number in range(10)) + b"last\n"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert log.dropped_lines == 0
+
+
+def test_an_existing_log_is_continued(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    for number in range(2):
+        log = CallLog(path, Later())
+        log.write(b"%d\n" % number)
+        log.close()
+    assert path.read_bytes() == b"0\n1\n"
+
+
+def test_a_line_is_json_with_names_and_numbers_only(tmp_path: Path) -> None:
+    line = LINE % (1, b"id", b"t", b"k", b"http", b"m", b"ok", 200, 3, 20_000, 5, 4, 1, 100, 200, b"a" * 32)
+    record = json.loads(line)
+    assert record["event"] == "call"
+    assert record["charge_nanos"] == 20_000
+    assert record["trace_id"] == "a" * 32
+    assert line.count(b"\n") == 1
+
+
+def test_many_lines_do_not_wait_for_the_timer(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    log = CallLog(path, Later())
+    for _ in range(5000):
+        log.write(b"x\n")
+    log.close()
+    assert path.read_bytes() == b"x\n" * 5000
+
+
+def test_a_writer_that_cannot_keep_up_loses_lines_not_calls(tmp_path: Path) -> None:
+    """The file is a pipe that nobody reads until all was handed over."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = CallLog(path, Later())
+    batch = b"x" * 99_999 + b"\n"
+    for _ in range(100):
+        log.write(batch)
+        log.flush()
+    assert log.dropped_lines > 0
+    os.set_blocking(reader, True)
+    taken = bytearray()
+    end = threading.Thread(target=log.close)
+    end.start()
+    while chunk := os.read(reader, 1 << 20):
+        taken += chunk
+    end.join()
+    os.close(reader)
+    assert len(taken) + log.dropped_lines * len(batch) == 100 * len(batch)
+
+
+def test_a_full_disk_loses_lines_not_calls() -> None:
+    log = CallLog(Path("/dev/full"), Later())
+    log.write(b"x\n")
+    log.close()
+    assert log.dropped_lines == 1
+
+
+def test_no_descriptor_and_no_thread_is_left(tmp_path: Path) -> None:
+    before = (len(os.listdir("/proc/self/fd")), threading.active_count())
+    for _ in range(50):
+        log = CallLog(tmp_path / "calls.jsonl", Later())
+        log.write(b"x\n")
+        log.close()
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before

@@ -42,6 +42,7 @@ from gateway.net.budget import BufferBudget
 from gateway.net.exchange import POOL_FULL, Exchange, Upstream
 from gateway.net.h1_inbound import H1Exchange
 from gateway.net.h1_outbound import H1Request, H1UpstreamPool
+from gateway.net.h2_exchange import H2Exchange
 from gateway.net.h2_outbound import H2UpstreamPool
 from gateway.quota.store import Decision, Grant, QuotaStore
 from gateway.replies import GRPC_TYPE, JSON_TYPE, ChargeTexts, kept_of, lines_of, refuse, server_timing
@@ -49,7 +50,7 @@ from gateway.routing.router import Endpoint, Router
 from gateway.rows import RowPeek, row_peek_of
 from gateway.settings import Limits
 from gateway.wire.grpc import PREFIX_BYTES, format_timeout
-from gateway.wire.grpc_blocks import forward_block
+from gateway.wire.grpc_blocks import Trailers, forward_block, head_block, reply_block, timeout_field, trailers_of
 from gateway.wire.header_blocks import BlockEncoder
 from gateway.wire.http1 import encode_fields
 from gateway.wire.http2_frames import H2Code
@@ -133,6 +134,8 @@ class Gateway:
         self.call_log = call_log
         self.budget = budget
         self.is_key_required = is_key_required
+        #: Told to stop: not ready any more, but calls on their way here are served until `is_draining`.
+        self.is_leaving = False
         self.is_draining = False
         self.is_policy_refused = False
         self.ids = CallIds()
@@ -221,7 +224,8 @@ class Gateway:
     def is_ready(self) -> bool:
         """Ready that cannot lie: some model is ready, usage can be recorded, and we mean to stay."""
         log_ready = self.log is None or self.log.is_accepting
-        return log_ready and not self.is_draining and not self.is_policy_refused and self.router.is_ready
+        is_staying = not (self.is_leaving or self.is_draining)
+        return log_ready and is_staying and not self.is_policy_refused and self.router.is_ready
 
     def sweep(self) -> None:
         """Once a second: end calls that outlive `limits.call_s`, whose callers named no deadline."""
@@ -260,6 +264,8 @@ class LiveCall:
     reply_status = 0
     reply_headers: Headers
     reply_trailers: Headers | None = None
+    #: gRPC: where `reply_trailers` come from.
+    read_trailers: Trailers | None = None
     reply_body: list[bytes] | None = None
     reply_length = -1
     reply_bytes = 0
@@ -483,8 +489,8 @@ class LiveCall:
         forward = facts.forward_block
         if forward is None:
             forward = facts.forward_block = self.gateway.encoder.encode(facts.forward)
-        timeout = format_timeout(self._left_ns()) if facts.timeout_ns else b""
-        return forward_block(forward, facts.request_id or call_id, facts.trace_id, facts.trace_flags, call_id, timeout)
+        block = forward_block(forward, facts.request_id or call_id, facts.trace_id, facts.trace_flags, call_id)
+        return block + timeout_field(format_timeout(self._left_ns())) if facts.timeout_ns else block
 
     def _left_ns(self) -> int:
         return max(1, self.arrival_ns + self.facts.timeout_ns - self.gateway.clock.monotonic_ns())
@@ -620,14 +626,25 @@ class LiveCall:
             self.reply_bytes = len(body)
         self.on_reply_end(_NO_TRAILERS)
 
+    def on_reply_whole(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
+        """A whole small reply with trailers in one step."""
+        self.on_reply_head(status, headers, -1)
+        if len(body) > _UNCOUNTED_BYTES_MAX:
+            self.on_reply_body(body)
+        else:
+            self.reply_body = [body]
+            self.reply_bytes = len(body)
+        self.on_reply_end(trailers)
+
     def on_reply_end(self, trailers: Headers) -> None:
         """Settle: what was it, what does it cost; then record it, or pass an error on."""
         self.backend_end_ns = self.gateway.clock.monotonic_ns()
         self.upstream = None
         if self.exchange.head.is_grpc:
+            read = self.read_trailers = trailers_of(trailers)
             # A failed backend call may be trailers-only: then the head already carried the status.
-            grpc_status = _find(trailers, b"grpc-status") or _find(self.reply_headers, b"grpc-status")
-            self.reply_trailers = [pair for pair in trailers if not pair[0].startswith(b"tollway-")]
+            grpc_status = read.status or _find(self.reply_headers, b"grpc-status")
+            self.reply_trailers = read.kept
             is_ok = self.reply_status == 200 and grpc_status == b"0"
         else:
             is_ok = self.reply_status == 200
@@ -719,6 +736,8 @@ class LiveCall:
             whole = body[0] if len(body) == 1 else b"".join(body)
             if isinstance(exchange, H1Exchange) and self.facts.kind == INFER:
                 exchange.reply_lines(self.reply_status, self._reply_lines(), whole)
+            elif whole and self.read_trailers is not None and self.facts.kind == INFER and type(exchange) is H2Exchange:
+                exchange.reply_blocks(self._reply_block(), whole, self._trailer_block(self.read_trailers))
             else:
                 headers = self.reply_headers + self._own_headers(self.record_ns)
                 exchange.reply(self.reply_status, headers, whole, self.reply_trailers)
@@ -755,6 +774,30 @@ class LiveCall:
                 self.record_ns,
             ),
         )
+
+    def _reply_block(self) -> bytes:
+        """The same as an HTTP/2 header block, for gRPC."""
+        gateway = self.gateway
+        policy, encoder, grant = gateway.policy, gateway.encoder, self.grant
+        block = reply_block(
+            head_block(encoder, self.reply_status, self.reply_headers),
+            self.call_id,
+            self.facts.request_id or self.call_id,
+            gateway.charges.text(self.charge_nanos, self.reason, policy.price_version, policy.currency),
+            server_timing(
+                self.backend_start_ns - self.arrival_ns,
+                self.queue_ns,
+                self.backend_end_ns - self.backend_start_ns,
+                self.record_ns,
+            ),
+        )
+        return block if grant is None else block + encoder.encode(list(grant.headers))
+
+    def _trailer_block(self, trailers: Trailers) -> bytes:
+        block = trailers.block
+        if block is None:
+            block = trailers.block = self.gateway.encoder.encode(trailers.kept)
+        return block
 
     def _identity(self) -> Headers:
         return [(b"tollway-call-id", self.call_id), (b"x-request-id", self.facts.request_id or self.call_id)]

@@ -44,6 +44,8 @@ from gateway.snapshot_watcher import SnapshotWatcher
 _SWEEP_S: Final = 1.0
 #: SIGINT (Ctrl-C) asks for a quick end; SIGTERM for a patient one.
 _QUICK_DRAIN_S: Final = 1.0
+#: How long calls on kept connections are still taken, while their callers are being sent elsewhere.
+_GRACE_S: Final = 1.0
 #: A disk that takes nothing must not hold up the end: then what waits to be recorded is given up, as in a crash.
 _QUICK_CLOSE_S: Final = 0.8
 
@@ -231,8 +233,11 @@ class Worker:
 
     async def _shut_down(self) -> None:
         gateway = self.gateway
+        gateway.is_leaving = True
+        grace_s = min(_GRACE_S, self.drain_s / 4)
+        await self.listener.wind_down(grace_s)
         gateway.is_draining = True
-        await self.listener.drain(self.drain_s)
+        await self.listener.drain(self.drain_s - grace_s)
         self._sweeper.cancel()
         for call in list(gateway.live):
             call.on_hang_up()

@@ -188,7 +188,7 @@ class H1Connection(asyncio.Protocol):
             self._close()
 
     def mark_draining(self) -> None:
-        """Accepted while the listener drains: one call is answered, then the connection closes."""
+        """One more call is answered, or the one in flight, and then the connection closes."""
         self._is_draining = True
 
     def sweep(self, now_s: float) -> None:

@@ -22,6 +22,7 @@ from gateway.wire.http2_frames import Http2Limits
 
 _PREFACE_START: Final = b"PRI"
 _SWEEP_S: Final = 1.0
+_DRAIN_POLL_S: Final = 0.02
 _BACKLOG: Final = 2048
 
 
@@ -95,6 +96,22 @@ class Listener:
             server.close()
         self._servers.clear()
 
+    async def wind_down(self, grace_s: float) -> None:
+        """Stop accepting and send peers elsewhere, but serve what was on its way: a reload then loses no call.
+
+        HTTP/1.1 replies say `connection: close`, HTTP/2 peers get GOAWAY. Closing an idle connection at once would
+        meet the request that its peer is just sending. Ends when nobody is left, or after `grace_s`.
+        """
+        self._is_draining = True
+        self.close_sockets()
+        for h1 in list(self.h1_connections):
+            h1.mark_draining()
+        for h2 in list(self.h2_connections):
+            h2.drain()
+        end_s = self.loop.time() + grace_s
+        while self.connection_count and self.loop.time() < end_s:
+            await asyncio.sleep(_DRAIN_POLL_S)
+
     async def drain(self, drain_s: float) -> None:
         """Stop accepting, tell peers, wait for calls in flight up to `drain_s`, then cut what is left."""
         self._is_draining = True
@@ -106,7 +123,7 @@ class Listener:
         end_s = self.loop.time() + drain_s
         # Polled: an end of drain has no event of its own, and nothing else runs in this process by then.
         while (self.h1_connections or self.h2_connections) and self.loop.time() < end_s:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(_DRAIN_POLL_S)
         self.cut_all()
 
     def cut_all(self) -> None:

@@ -37,8 +37,11 @@ def pair() -> Iterator[Tollway]:
         yield tollway
 
 
-def _truth(tollway: Tollway) -> Truth:
-    return Truth(tollway.folder / f"truth-{time.monotonic_ns()}.jsonl")
+@pytest.fixture
+def truth(tmp_path: Path) -> Iterator[Truth]:
+    kept = Truth(tmp_path / "truth.jsonl")
+    yield kept
+    kept.close()
 
 
 def _load(tollway: Tollway, truth: Truth, key: str) -> Load:
@@ -62,8 +65,8 @@ def _settled(tollway: Tollway, key: str) -> str:
 # -- reload and restart ------------------------------------------------------------------------------------------------
 
 
-def test_reload_under_load_loses_no_call(pair: Tollway) -> None:
-    key, truth = _key(pair, "acme"), _truth(pair)
+def test_reload_under_load_loses_no_call(pair: Tollway, truth: Truth) -> None:
+    key = _key(pair, "acme")
     load = _load(pair, truth, key)
     assert pair.process is not None
     for _ in range(2):
@@ -73,7 +76,6 @@ def test_reload_under_load_loses_no_call(pair: Tollway) -> None:
         pair.wait(lambda said=said: pair.says().count("every worker was replaced") > said, "the reload")  # type: ignore[misc]
         assert not set(before.values()) & set(pair.pids().values())
     load.stop()
-    truth.close()
     lost = [attempt for attempt in truth.attempts if not attempt.is_good]
     assert not lost, lost[:5]
     assert len(truth.good()) > 100
@@ -101,28 +103,34 @@ def test_restart_of_the_only_worker_loses_no_connection(stopped: Tollway) -> Non
 # -- stop --------------------------------------------------------------------------------------------------------------
 
 
-def test_sigterm_drains_calls_in_flight(stopped: Tollway) -> None:
+def test_sigterm_finishes_calls_in_flight(stopped: Tollway) -> None:
     stopped.start()
-    key, truth = _key(stopped, "acme"), _truth(stopped)
+    key = _key(stopped, "acme")
     pids = list(stopped.pids().values())
-    with socket.create_connection(("127.0.0.1", stopped.ports["http_port"]), timeout=60) as connection:
-        request = request_of("mlp", key)
-        connection.sendall(request[:-10])
+    assert stopped.process is not None
+    request = request_of("mlp", key)
+    with _connect(stopped) as half, _connect(stopped) as idle:
+        idle.sendall(request)
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200")
+        half.sendall(request[:-10])
         stopped.wait(lambda: _in_flight(stopped) >= 1, "the call to be seen")
-        assert stopped.process is not None
         stopped.process.send_signal(signal.SIGTERM)
-        stopped.wait(lambda: not _accepts(stopped), "the listeners to close")
-        connection.sendall(request[-10:])
-        reply = connection.recv(65536)
+        assert idle.recv(65536) == b"", "a drain closes idle connections; then it waits for calls only"
+        half.sendall(request[-10:])
+        reply = half.recv(65536)
     assert reply.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in reply
     assert stopped.process.wait(60) == 0
     assert not any(is_running(pid) for pid in pids)
-    truth.close()
     stopped.start()
     stopped.wait_until_posted()
     status = stopped.meter_status()
     assert status is not None
-    assert (status["posted"], status["voided"]) == (1, 0)
+    assert (status["posted"], status["voided"]) == (2, 0)
+
+
+def _connect(tollway: Tollway) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", tollway.ports["http_port"]), timeout=60)
 
 
 def _in_flight(tollway: Tollway) -> float:
@@ -130,14 +138,9 @@ def _in_flight(tollway: Tollway) -> float:
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("tollway_calls_in_flight"))
 
 
-def _accepts(tollway: Tollway) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", tollway.ports["http_port"])) == 0
-
-
-def test_ctrl_c_ends_at_once_and_leaves_no_process(stopped: Tollway) -> None:
+def test_ctrl_c_ends_at_once_and_leaves_no_process(stopped: Tollway, truth: Truth) -> None:
     stopped.start()
-    key, truth = _key(stopped, "acme"), _truth(stopped)
+    key = _key(stopped, "acme")
     load = _load(stopped, truth, key)
     stopped.wait(lambda: len(truth.good()) > 20, "some calls")
     pids = [pid for child in stopped.pids().values() for pid in (child, *children_of(child))]
@@ -145,8 +148,6 @@ def test_ctrl_c_ends_at_once_and_leaves_no_process(stopped: Tollway) -> None:
     assert stopped.stop(signal.SIGINT, 10 * QUICK_STOP_S) == 0
     assert not any(is_running(pid) for pid in pids)
     load.stop()
-    truth.close()
-    assert "killing it" not in stopped.says()
 
 
 # -- starts that cannot be ---------------------------------------------------------------------------------------------
@@ -208,7 +209,7 @@ def test_revocation_reaches_every_worker_in_time(pair: Tollway) -> None:
     pair.create_tenant("leaver")
     made = pair.create_key_whole("leaver")
     key = _settled(pair, str(made["key"]))
-    pair.admin("POST", f"/admin/keys/{made['key_id']}/revoke")
+    pair.admin("POST", f"/admin/keys/{made['details']['key_id']}/revoke")
     revoked_s = time.monotonic()
     last_good_s = revoked_s
     # Twelve fresh connections in a row meet both workers; all of them must refuse.

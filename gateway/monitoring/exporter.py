@@ -47,8 +47,7 @@ def read_meter_status(path: Path) -> dict[str, Any]:
         (size,) = struct.unpack("<I", _read_exactly(sock, 4))
         if size > _ANSWER_BYTES_MAX:
             raise OSError("meter answer too large")
-        answer = msgspec.msgpack.decode(_read_exactly(sock, size), type=dict[str, Any])
-    return answer
+        return msgspec.msgpack.decode(_read_exactly(sock, size), type=dict[str, Any])
 
 
 def _read_exactly(sock: socket.socket, count: int) -> bytes:

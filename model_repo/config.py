@@ -219,8 +219,15 @@ def _filename(field: str, value: str) -> str:
 
 
 def datatype_name(value: int) -> str:
-    """`TYPE_FP32` → `FP32`; Triton writes strings as TYPE_STRING in configurations and BYTES on the wire."""
-    name = str(model_config_pb2.DataType.Name(value)).removeprefix("TYPE_")
+    """`TYPE_FP32` → `FP32`; Triton writes strings as TYPE_STRING in configurations and BYTES on the wire.
+
+    Raises:
+        ConfigError: a number that no type has (text may give numbers, and protobuf keeps unknown ones).
+    """
+    known = model_config_pb2.DataType.DESCRIPTOR.values_by_number.get(value)
+    if known is None:
+        raise ConfigError(f"data_type: {value} is no data type")
+    name = str(known.name).removeprefix("TYPE_")
     return "BYTES" if name == "STRING" else name
 
 
@@ -309,7 +316,8 @@ def _instances(message: Any, platform: Platform) -> int:
     total = 0
     for group in message.instance_group:
         if group.kind not in (group.KIND_AUTO, group.KIND_CPU):
-            kind = type(group).Kind.Name(group.kind)
+            known = type(group).Kind.DESCRIPTOR.values_by_number.get(group.kind)
+            kind = group.kind if known is None else known.name
             raise ConfigError(f"instance_group.kind: {kind} is not served here; use KIND_CPU")
         total += _bounded("instance_group.count", group.count or 1, 1, _INSTANCES_MAX)
     return _bounded("instance_group.count (all groups)", total, 0, _INSTANCES_MAX)

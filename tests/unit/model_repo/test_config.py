@@ -149,6 +149,8 @@ def test_a_default_written_out_is_harmless(setting: str) -> None:
     ("text", "reason"),
     [
         ("what is this", "not a model configuration"),
+        (BASE.replace("TYPE_FP32", "32"), "32 is no data type"),
+        (BASE + "instance_group { kind: 99 }", "99 is not served"),
         (BASE + "unknown_field: 1", "unknown_field"),
         (BASE + 'name: "other"', "differs from the model's folder"),
         (BASE.replace('"onnxruntime_onnx"', '"tensorrt_plan"'), "'tensorrt_plan' is not served"),

@@ -35,7 +35,7 @@ from gateway.heads import (
     HeadFacts,
     facts_of,
 )
-from gateway.metering.log import UsageLog
+from gateway.metering.port import RecordLog
 from gateway.monitoring.call_log import LINE, CallLog
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
@@ -114,7 +114,7 @@ class Gateway:
         policy: Policy,
         router: Router,
         quota: QuotaStore | None,
-        log: UsageLog | None,
+        log: RecordLog | None,
         limits: Limits,
         clock: Clock,
         loop: asyncio.AbstractEventLoop,
@@ -661,7 +661,7 @@ class LiveCall:
         self.upstream = None
         endpoint = self.endpoint
         assert endpoint is not None
-        if reason is POOL_FULL:
+        if reason == POOL_FULL:
             self.refuse(Refusal(code=Code.QUEUE_FULL, message=reason, retry_after_ms=1000))
         elif not is_sent:
             self.gateway.router.note_connect_failure(endpoint, reason)
@@ -686,7 +686,7 @@ class LiveCall:
                 self.model, principal.plan.pricing, _OK, self.rows, self.compute_ns
             )
 
-    def record(self, log: UsageLog, principal: Principal) -> None:
+    def record(self, log: RecordLog, principal: Principal) -> None:
         """Append SERVED. `on_durable` follows once it, and all that wait with it, is on disk."""
         self.stage = RECORDING
         if not self.is_streaming:

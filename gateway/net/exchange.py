@@ -78,7 +78,8 @@ class Application(Protocol):
     def on_body(self, exchange: Exchange, data: Data) -> None: ...
 
     # def on_request(self, exchange: Exchange, body: bytes) -> None
-    #   Optional: HTTP/1.1 calls it instead of on_head, on_body and on_end when a whole request is there at once.
+    #   Optional: called instead of on_head, on_body and on_end when a whole request is there at once (over HTTP/2:
+    #   gRPC only).
 
     def on_end(self, exchange: Exchange) -> None:
         """The request is complete (request trailers are dropped)."""
@@ -102,6 +103,9 @@ class UpstreamListener(Protocol):
 
     def on_reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole reply at once, instead of head, body and end. HTTP/1.1 pools call it when all came in one read."""
+
+    # def on_reply_whole(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None
+    #   Optional: the same with trailers; HTTP/2 pools call it when all came in one read.
 
     def on_reply_error(self, *, is_sent: bool, reason: str) -> None:
         """No (complete) reply will come. `is_sent`: request bytes may have reached the backend."""

@@ -1,5 +1,6 @@
 """HOT PATH. Owns one outbound HTTP/2 call as an `Upstream`: waiting for a connection, then a stream of it."""
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from gateway.call import Data, Headers
@@ -201,6 +202,20 @@ class H2Call:
         if is_end and any(name == b"grpc-status" for name, _ in head.headers):
             self._trailers = head.headers
         self.listener.on_reply_head(head.status, head.headers, head.content_length)
+
+    def on_reply_whole(self, head: ReplyHead, body: bytes, trailers: Headers) -> bool:
+        """As `on_reply`, `on_data` and `on_end`; False if it was not taken so."""
+        host = self._host
+        if self._held is not None or self._is_done or host is None:
+            return False
+        on_reply_whole: Callable[[int, Headers, bytes, Headers], None] | None
+        on_reply_whole = getattr(self.listener, "on_reply_whole", None)
+        if on_reply_whole is None:
+            return False
+        self._is_done = True
+        on_reply_whole(head.status, head.headers, body, trailers)
+        host.after_end()
+        return True
 
     def on_data(self, data: Data) -> bool:
         """Whether the listener took `data`; else it waits here, withheld from the stream's window."""

@@ -249,6 +249,10 @@ class H2Outbound(asyncio.Protocol):
         call: H2Call = stream.owner
         call.on_reply(head, is_end=is_end)
 
+    def on_reply_whole(self, stream: Stream, head: ReplyHead, body: bytes, trailers: Headers) -> bool:
+        call: H2Call = stream.owner
+        return call.on_reply_whole(head, body, trailers)
+
     def on_data(self, stream: Stream, data: Data) -> bool:
         call: H2Call = stream.owner
         return call.on_data(data)

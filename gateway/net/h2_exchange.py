@@ -82,6 +82,13 @@ class H2Exchange:
             )
         self._finish()
 
+    def reply_blocks(self, block: bytes, body: bytes, trailers: bytes) -> None:
+        """`reply` with its headers (status first) and trailers already encoded."""
+        if self._is_done:
+            return
+        self._connection.h2.send.reply(self._stream, block, body, trailers)
+        self._finish()
+
     def send_head(self, status: int, headers: Headers) -> None:
         if not self._is_done:
             encoder = self._connection.encoder

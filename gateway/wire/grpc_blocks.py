@@ -4,9 +4,11 @@ They are, byte for byte, what `BlockEncoder.encode` makes of the same headers: n
 written out here; what does not change from call to call was encoded once.
 """
 
-from typing import Final
+from typing import Final, cast
 
-from gateway.wire.header_blocks import encode_integer
+from gateway.call import Headers
+from gateway.wire.header_blocks import BlockEncoder, encode_integer
+from gateway.wire.http1 import FieldList
 
 #: Lengths of texts as HPACK strings begin with them (RFC 7541 §5.2); longer texts are rare.
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(0x7F))
@@ -19,18 +21,70 @@ def _text(value: bytes) -> bytes:
 
 
 def forward_block(
-    forward: bytes, request_id: bytes, trace_id: bytes | None, trace_flags: bytes, call_id: bytes, timeout: bytes
+    forward: bytes, request_id: bytes, trace_id: bytes | None, trace_flags: bytes, call_id: bytes
 ) -> bytes:
-    """What goes to the backend: the caller's headers, id, trace and (unless empty) the `grpc-timeout` that is left.
+    """What goes to the backend: the caller's headers (encoded before), id and trace.
 
-    `forward` is encoded; `call_id` has 36 characters, `trace_id` 32, or None for a trace that begins here.
+    `call_id` has 36 characters, `trace_id` 32, or None for a trace that begins here.
     """
     hex_id = call_id.replace(b"-", b"")
-    block = b"%b\x00\x0cx-request-id%b\x00\x0btraceparent\x3700-%b-%b-%b" % (
+    return b"%b\x00\x0cx-request-id%b\x00\x0btraceparent\x3700-%b-%b-%b" % (
         forward,
         _text(request_id),
         trace_id or hex_id,
         hex_id[16:],
         trace_flags,
     )
-    return b"%b\x00\x0cgrpc-timeout%b" % (block, _text(timeout)) if timeout else block
+
+
+def timeout_field(timeout: bytes) -> bytes:
+    """`grpc-timeout`."""
+    return b"\x00\x0cgrpc-timeout" + _text(timeout)
+
+
+def reply_block(head: bytes, call_id: bytes, request_id: bytes, charge: bytes, timing: bytes) -> bytes:
+    """What an answered call says of itself, behind the encoded `head`."""
+    return b"%b\x00\x0ftollway-call-id\x24%b\x00\x0cx-request-id%b\x00\x0etollway-charge%b\x00\x0dserver-timing%b" % (
+        head,
+        call_id,
+        _text(request_id),
+        _text(charge),
+        _text(timing),
+    )
+
+
+def head_block(encoder: BlockEncoder, status: int, headers: Headers) -> bytes:
+    """`:status` and a backend's `headers`; encoded once where the wire shares them between equal replies."""
+    if type(headers) is not FieldList:
+        return encoder.status(status) + encoder.encode(headers)
+    known = headers.memo
+    if type(known) is not tuple or known[0] != status:
+        known = headers.memo = (status, encoder.status(status) + encoder.encode(headers))
+    return cast(bytes, known[1])
+
+
+class Trailers:
+    """What a backend's trailers say: `kept` is passed on (`block`: encoded), `status` is their `grpc-status`."""
+
+    __slots__ = ("block", "kept", "status")
+
+    def __init__(self, trailers: Headers) -> None:
+        self.status: bytes | None = None
+        self.kept: Headers = []
+        #: Set by who first needs it.
+        self.block: bytes | None = None
+        for pair in trailers:
+            if pair[0] == b"grpc-status" and self.status is None:
+                self.status = pair[1]
+            if not pair[0].startswith(b"tollway-"):
+                self.kept.append(pair)
+
+
+def trailers_of(trailers: Headers) -> Trailers:
+    """Read once where the wire shares them between equal replies."""
+    if type(trailers) is not FieldList:
+        return Trailers(trailers)
+    known = trailers.memo
+    if type(known) is not Trailers:
+        known = trailers.memo = Trailers(trailers)
+    return known

@@ -133,6 +133,10 @@ class BlockDecoder:
         """The peer acknowledged our table size of 0."""
         self._is_acknowledged = True
 
+    def known(self, raw: bytes) -> HeaderBlock | None:
+        """What `decode` would say, if that is remembered and reading the block changes nothing; else None."""
+        return self._memo.blocks.get(raw) if self.is_stateless else None
+
     def decode(self, raw: bytes) -> HeaderBlock:
         """The fields of a complete block. Raises Http2Error; the connection cannot go on then."""
         if not self.is_stateless:

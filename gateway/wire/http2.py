@@ -14,10 +14,10 @@ from gateway.wire import http2_control, http2_settings
 from gateway.wire import http2_frames as frames
 from gateway.wire.header_blocks import BlockDecoder
 from gateway.wire.header_memo import HeaderBlock, HeaderMemo
-from gateway.wire.http2_fields import HeadFault, is_grpc_block, reply_head, request_head, trailer_fields
+from gateway.wire.http2_fields import HeadFault, ReplyHead, is_grpc_block, reply_head, request_head, trailer_fields
 from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits
 from gateway.wire.http2_guard import FloodGuard
-from gateway.wire.http2_handler import Http2Handler, OnRequestWhole
+from gateway.wire.http2_handler import Http2Handler, OnReplyWhole, OnRequestWhole
 from gateway.wire.http2_reader import FrameReader
 from gateway.wire.http2_stream import Budget, SendSide, Stream
 
@@ -33,6 +33,7 @@ class Http2Connection:
 
     __slots__ = (
         "_credits_on_receipt",
+        "_on_reply_whole",
         "_on_request_whole",
         "_recv_credit_bytes",
         "_recv_window_bytes",
@@ -70,6 +71,7 @@ class Http2Connection:
     ) -> None:
         self.handler = handler
         self._on_request_whole: OnRequestWhole | None = getattr(handler, "on_request_whole", None)
+        self._on_reply_whole: OnReplyWhole | None = getattr(handler, "on_reply_whole", None)
         self.limits = limits
         self.is_client = is_client
         self.streams: dict[int, Stream] = {}
@@ -359,11 +361,55 @@ class Http2Connection:
         stream.is_remote_closed = True
         self.streams[stream_id] = stream
         hand_on(stream, head, body)
-        credit = self._recv_credit_bytes + size
-        if credit * 2 < self.limits.connection_window_bytes:
-            self._recv_credit_bytes = credit
-        else:
-            self._credit_connection(size)
+        self._credit_connection(size)
+
+    def on_reply_whole(self, stream_id: int, block: bytes, body: bytes, trailers: bytes) -> None:
+        # Whether the last block is usual must be known before the first is told; the first may be a new one.
+        last = self.decoder.known(trailers)
+        decoded = self.decoder.decode(block)
+        stream = self.streams.get(stream_id)
+        if last is not None and stream is not None and self._take_reply(stream, decoded, body, last):
+            return
+        # Anything unusual is taken step by step.
+        self._take_block(stream_id, decoded, is_end=False)
+        if self.error is None:
+            self.on_data(stream_id, body, len(body), is_end=False)
+        if self.error is None:
+            self.on_block(stream_id, trailers, is_end=True)
+
+    def _take_reply(self, stream: Stream, block: HeaderBlock, body: bytes, last: HeaderBlock) -> bool:
+        """Hand on a whole reply if nothing about it needs a closer look."""
+        head = block.head
+        if head is None:
+            head = block.head = reply_head(block.fields)
+        trailers = last.trailers
+        if trailers is None:
+            trailers = last.trailers = trailer_fields(last.fields)
+        size = len(body)
+        hand_on = self._on_reply_whole
+        if (
+            hand_on is None
+            or type(head) is not ReplyHead
+            or type(trailers) is HeadFault
+            or head.status != 200
+            or head.content_length >= 0
+            or stream.has_reply_head
+            or stream.is_remote_closed
+            or not stream.is_local_closed
+            or stream.is_bodyless
+            or size > self._recv_window_bytes
+            or size > stream.recv_window_bytes
+        ):
+            return False
+        del self.streams[stream.id]
+        stream.is_remote_closed = True
+        if not hand_on(stream, head, body, trailers):
+            stream.is_remote_closed = False
+            self.streams[stream.id] = stream
+            return False
+        self._recv_window_bytes -= size
+        self._credit_connection(size)
+        return True
 
     def on_block(self, stream_id: int, block: bytes, *, is_end: bool) -> None:
         self._take_block(stream_id, self.decoder.decode(block), is_end=is_end)

@@ -9,6 +9,7 @@ from typing import Final
 
 from gateway.call import Headers, RequestHead
 from gateway.errors import Code
+from gateway.wire.http1 import FieldList
 
 #: ((name, value), kind)
 Field = tuple[tuple[bytes, bytes], int]
@@ -174,7 +175,7 @@ def reply_head(fields: list[Field]) -> ReplyHead | HeadFault:
     """The reply that `fields` describe, or why they do not (RFC 9113 §8.3.2)."""
     status = 0
     length = -1
-    headers: Headers = []
+    headers = FieldList([])
     for pair, kind in fields:
         if kind == PSEUDO:
             if pair[0] != b":status" or status or not _is_status(pair[1]):
@@ -199,7 +200,7 @@ def reply_head(fields: list[Field]) -> ReplyHead | HeadFault:
 
 def trailer_fields(fields: list[Field]) -> Headers | HeadFault:
     """Trailers: no pseudo-header fields (RFC 9113 §8.1)."""
-    trailers: Headers = []
+    trailers = FieldList([])
     for pair, kind in fields:
         if kind >= PSEUDO:
             return HeadFault(f"malformed or forbidden trailer field {pair[0][:64]!r}")

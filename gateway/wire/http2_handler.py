@@ -10,6 +10,9 @@ from gateway.wire.http2_stream import Stream
 #: Optional attribute `on_request_whole` of a handler in the server role: a gRPC request with all of its body, instead
 #: of `on_request`, `on_data` and `on_end`. Used where no drain, limit or window stands against taking it in one step.
 OnRequestWhole = Callable[[Stream, RequestHead, bytes], None]
+#: Optional attribute `on_reply_whole` in the client role: a reply with all of its body and its trailers, instead of
+#: `on_reply`, `on_data` and `on_end`. False: not taken, tell it step by step.
+OnReplyWhole = Callable[[Stream, ReplyHead, bytes, Headers], bool]
 
 
 class Http2Handler(Protocol):

@@ -25,6 +25,7 @@ from gateway.wire.http2_frames import (
 #: Parts from this size on are views of the bytes read, smaller ones copies: cheaper, and they pin no large buffer.
 _VIEW_BYTES_MIN: Final = 16 * 1024
 _PRIORITY_BYTES: Final = 5
+_END_BOTH: Final = END_HEADERS | END_STREAM
 #: Payload length by kind; -1 any.
 _EXACT_BYTES: Final = {frames.PRIORITY: 5, frames.RST_STREAM: 4, frames.PING: 8, frames.WINDOW_UPDATE: 4}
 _ON_CONNECTION: Final = frozenset({frames.SETTINGS, frames.PING, frames.GOAWAY})
@@ -44,6 +45,9 @@ class FrameSink(Protocol):
 
     def on_request_whole(self, stream_id: int, block: bytes, body: bytes) -> None:
         """Server: `on_block` and the `on_data` that ends the stream, in one step."""
+
+    def on_reply_whole(self, stream_id: int, block: bytes, body: bytes, trailers: bytes) -> None:
+        """Client: `on_block`, `on_data` and the `on_block` that ends the stream, in one step."""
 
     def on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Any other frame of a known kind, its length and stream checked; or an empty one of an unknown kind."""
@@ -236,7 +240,7 @@ class FrameReader:
         return end
 
     def _whole(self, data: bytes, stream_id: int, start: int, end: int, size: int) -> int:
-        """Hand on a message that is all here: its head from `start`, then a small body in one unpadded frame.
+        """Hand on a message that is all here: its head from `start`, a small body in one unpadded frame, trailers.
 
         Returns the position after it, 0 if what follows the head is anything else.
         """
@@ -255,7 +259,24 @@ class FrameReader:
         if flags == END_STREAM and not self._is_client:
             self._sink.on_request_whole(stream_id, data[start:end], data[start_of_body:end_of_body])
             return end_of_body
-        return 0
+        if flags or not self._is_client or end_of_body + FRAME_HEAD_BYTES >= size:
+            return 0
+        high, low, kind, flags, end_stream_id = unpack_head(data, end_of_body)
+        start_of_end = end_of_body + FRAME_HEAD_BYTES
+        end_of_all: int = start_of_end + low
+        if (
+            kind != HEADERS
+            or flags != _END_BOTH
+            or end_stream_id != stream_id
+            or high
+            or low > self._limits.header_block_bytes_max
+            or end_of_all > size
+        ):
+            return 0
+        self._sink.on_reply_whole(
+            stream_id, data[start:end], data[start_of_body:end_of_body], data[start_of_end:end_of_all]
+        )
+        return end_of_all
 
     def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
         if flags & (PADDED | frames.HAS_PRIORITY):

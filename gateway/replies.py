@@ -6,8 +6,9 @@ from billing.events import Reason
 from gateway.call import Headers
 from gateway.errors import Code, Refusal
 from gateway.net.exchange import Exchange
+from gateway.wire.field_list import FieldList
 from gateway.wire.grpc import status_trailers
-from gateway.wire.http1 import FieldList, encode_fields
+from gateway.wire.http1 import encode_fields
 from gateway.wire.status import STATUS, oip_error_body
 
 JSON_TYPE: Final = (b"content-type", b"application/json")

@@ -81,11 +81,12 @@ class Worker:
         self.watcher = SnapshotWatcher(settings.data_dir, self.loop, self._on_snapshot)
         snapshot = await self.watcher.start()
         budget = self.budget = BufferBudget(limits.worker_buffer_bytes_max)
+        self.log = self._open_log()
         self.gateway = Gateway(
             policy=policy_of(snapshot),
             router=self._build_router(snapshot.backends),
             quota=await self._open_quota(),
-            log=self._open_log(),
+            log=self.log,
             limits=limits,
             clock=self.clock,
             loop=self.loop,
@@ -241,8 +242,8 @@ class Worker:
         self._sweeper.cancel()
         for call in list(gateway.live):
             call.on_hang_up()
-        if gateway.log is not None and self.failure is None:
-            await self._close_log(gateway.log)
+        if self.log is not None and self.failure is None:
+            await self._close_log(self.log)
         if gateway.quota is not None:
             await gateway.quota.close()
         for _, endpoint, task in self._endpoints.values():

@@ -13,6 +13,7 @@ import httptools
 
 from gateway.call import Headers, RequestHead
 from gateway.errors import Code
+from gateway.wire.field_list import FieldList
 
 HEAD_END: Final = b"\r\n\r\n"
 METHODS: Final = frozenset({b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH"})
@@ -70,7 +71,8 @@ class _Collector:
         self.target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        # llhttp keeps white space behind a value; it is no part of it (RFC 9112 §5.1).
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         self.is_complete = True
@@ -211,16 +213,6 @@ def _length(text: bytes) -> int:
     if not text.isdigit() or len(text) > _LENGTH_DIGITS_MAX:
         raise Http1Error(Code.BAD_REQUEST, "malformed Content-Length")
     return int(text)
-
-
-class FieldList(list[tuple[bytes, bytes]]):
-    """Header fields, maybe shared between equal heads; `memo` is the application's, as `RequestHead.memo`."""
-
-    __slots__ = ("memo",)
-
-    def __init__(self, fields: Headers) -> None:
-        super().__init__(fields)
-        self.memo: object = None
 
 
 class ResponseHead:

@@ -202,7 +202,7 @@ class World:
             ),
             router=Router([self.endpoint]),
             quota=self.quota,
-            log=self.log,  # type: ignore[arg-type]  # the fake has the verbs a pipeline uses
+            log=self.log,
             limits=limits or Limits(),
             clock=self.clock,
             loop=FakeLoop(),  # type: ignore[arg-type]  # a pipeline only sets timers

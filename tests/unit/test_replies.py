@@ -10,7 +10,7 @@ from gateway.call import Data, Headers, RequestHead
 from gateway.errors import Code, Refusal
 from gateway.net.exchange import Exchange
 from gateway.replies import ChargeTexts, kept_of, lines_of, refuse, server_timing
-from gateway.wire.http1 import FieldList
+from gateway.wire.field_list import FieldList
 from gateway.wire.status import STATUS
 
 

@@ -55,8 +55,7 @@ def ours(raw: bytes) -> Message | None:
         return None
     if not reader.is_done:
         return None
-    headers = [(name, value.rstrip(b" \t")) for name, value in h1.head.headers]
-    return Message(h1.head.method, h1.head.target, headers, sink.body, size)
+    return Message(h1.head.method, h1.head.target, h1.head.headers, sink.body, size)
 
 
 class _Llhttp:

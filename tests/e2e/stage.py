@@ -116,3 +116,17 @@ def open_stage() -> Iterator[Stage]:
 
 def wait_for_model(tollway: Tollway, client: httpx.Client, model: str) -> None:
     tollway.wait(lambda: client.get(f"/v2/models/{model}/ready").status_code == 200, f"model {model}")
+
+
+@contextmanager
+def open_fort() -> Iterator[Stage]:
+    """A Tollway to be attacked: no showcases, `mlp` and `echo` only, and little patience."""
+    settings = {
+        "limits.body_bytes_max": str(BODY_BYTES_MAX),
+        "limits.grpc_message_bytes_max": str(BODY_BYTES_MAX),
+        "limits.head_s": "1",
+        "limits.body_idle_s": "2",
+        "limits.keepalive_idle_s": "60",
+    }
+    with Tollway(settings=settings) as tollway:
+        yield Stage(tollway=tollway, key=give_key(tollway))

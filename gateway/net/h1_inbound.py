@@ -334,7 +334,7 @@ class H1Connection(asyncio.Protocol):
             self._body.begin_length(head.content_length)
         self._app.on_head(exchange)
         # The application may have replied (refused) already; then the body is drained, not delivered.
-        if self._exchange is exchange and self._body.is_done:
+        if self._body.is_done:
             self._finish_request()
 
     def _finish_request(self) -> None:

@@ -7,8 +7,8 @@ written out here; what does not change from call to call was encoded once.
 from typing import Final, cast
 
 from gateway.call import Headers
+from gateway.wire.field_list import FieldList
 from gateway.wire.header_blocks import BlockEncoder, encode_integer
-from gateway.wire.http1 import FieldList
 
 #: Lengths of texts as HPACK strings begin with them (RFC 7541 §5.2); longer texts are rare.
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(0x7F))

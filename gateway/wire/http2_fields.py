@@ -9,7 +9,7 @@ from typing import Final
 
 from gateway.call import Headers, RequestHead
 from gateway.errors import Code
-from gateway.wire.http1 import FieldList
+from gateway.wire.field_list import FieldList
 
 #: ((name, value), kind)
 Field = tuple[tuple[bytes, bytes], int]

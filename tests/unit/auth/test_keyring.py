@@ -45,6 +45,8 @@ def test_a_typo_is_named_as_such_and_an_unknown_key_is_not_told_from_a_wrong_sec
 
 def compares_in(ring: Keyring, text: str) -> int:
     """How often `authenticate` compares digests, as the interpreter's profiler sees it."""
+    if (keyring_module.__file__ or "").endswith(".so"):
+        pytest.skip("the profiler does not see the calls of a compiled module")
     names: list[str] = []
 
     def note(frame: object, event: str, function: object) -> None:

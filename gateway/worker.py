@@ -220,6 +220,7 @@ class Worker:
             "tollway_buffered_bytes": float(gateway.budget.bytes_used),
             "tollway_usage_log_accepting": float(gateway.log is None or gateway.log.is_accepting),
             "tollway_policy_age_seconds": self.watcher.age_s(),
+            "tollway_policy_stale": float(self.watcher.age_s() > self.settings.limits.policy_stale_s),
             "tollway_policy_version": float(gateway.policy.version),
             "tollway_worker_resident_bytes": float(resident_bytes()),
         }

@@ -27,6 +27,7 @@ METRICS: Final = {
     "tollway_buffered_bytes": ("gauge", "Bytes of bodies and replies held in memory."),
     "tollway_usage_log_accepting": ("gauge", "1 while usage can be recorded; 0 refuses calls with 503."),
     "tollway_policy_age_seconds": ("gauge", "Seconds since control's last heartbeat."),
+    "tollway_policy_stale": ("gauge", "1 while control's heartbeat is older than limits.policy_stale_s."),
     "tollway_policy_version": ("gauge", "Version of the policy snapshot in force."),
     "tollway_backend_up": ("gauge", "1 while the backend answers its health probe, by backend."),
     "tollway_worker_resident_bytes": ("gauge", "Resident memory of the worker process."),

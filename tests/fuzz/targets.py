@@ -7,6 +7,7 @@ from tests.fuzz import targets_calls as calls
 from tests.fuzz import targets_engine as engine
 from tests.fuzz import targets_http1 as http1
 from tests.fuzz import targets_http2 as http2
+from tests.fuzz import targets_http2_shell as shell
 from tests.fuzz import targets_records as records
 
 
@@ -23,6 +24,8 @@ TARGETS = {
     "http2_server": Target(http2.http2_server, http2.SERVER_SEEDS),
     "http2_client": Target(http2.http2_client, http2.CLIENT_SEEDS),
     "header_blocks": Target(http2.header_blocks, http2.BLOCK_SEEDS),
+    "h2_inbound": Target(shell.h2_inbound, shell.INBOUND_SEEDS),
+    "h2_outbound": Target(shell.h2_outbound, shell.OUTBOUND_SEEDS),
     "grpc_messages": Target(calls.grpc_messages, calls.GRPC_SEEDS),
     "grpc_peek": Target(calls.grpc_peek, calls.PEEK_SEEDS),
     "oip_target": Target(calls.oip_target, calls.TARGET_SEEDS),

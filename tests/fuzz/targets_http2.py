@@ -16,7 +16,7 @@ from tests.unit.wire.h2_tools import GRPC, PLAIN_SETTINGS, REQUEST, Peer, block,
 _LIMITS: dict[str, Any] = {"streams_max": 4, "header_list_bytes_max": 1024, "headers_max": 16}
 
 
-def _frames_of(raw: bytes) -> bytes:
+def frames_of(raw: bytes) -> bytes:
     """Bytes as frames: kind, flags and stream of each in three bytes, so that mutation keeps frames whole."""
     out = b""
     for part in pieces(raw):
@@ -51,7 +51,7 @@ def _log(peer: Peer) -> list[tuple[object, ...]]:
 def _connection(raw: bytes, *, is_client: bool) -> None:
     if not raw:
         return
-    body = _frames_of(raw[1:]) if raw[0] & 1 else raw[1:]
+    body = frames_of(raw[1:]) if raw[0] & 1 else raw[1:]
     whole = _run(body, [body], is_client=is_client)
     cut = _run(body, list(steps(body, raw[0])), is_client=is_client)
     assert _log(cut) == _log(whole)
@@ -117,7 +117,7 @@ def header_blocks(raw: bytes) -> None:
 
 
 def _seed(*parts: bytes) -> bytes:
-    """Whole frames as `_frames_of` reads them."""
+    """Whole frames as `frames_of` reads them."""
     return b"\x01" + joined([part[3:5] + part[8:9] + part[9:] for part in parts])
 
 

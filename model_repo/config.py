@@ -135,7 +135,8 @@ def parse_config(text: str, *, name: str) -> ModelConfig:
     message = model_config_pb2.ModelConfig()
     try:
         text_format.Parse(text, message)
-    except text_format.ParseError as error:
+    except (text_format.ParseError, ValueError) as error:
+        # protobuf lets a ValueError through for a number that no enum can hold.
         raise ConfigError(f"not a model configuration: {error}") from error
     if not message.name:
         message.name = name

@@ -80,7 +80,13 @@ class GrpcPeek:
         """Take the next part of the body; PENDING until the model is known, FAULT for good once something is wrong."""
         position = 0
         size = len(data)
-        if not self.messages and size > PREFIX_BYTES and not data[0] and not self._head:
+        if (
+            not self.messages
+            and size > PREFIX_BYTES
+            and not data[0]
+            and not self._head
+            and self.state is not Peeked.FAULT
+        ):
             length = int.from_bytes(data[1:PREFIX_BYTES], "big")
             if length == size - PREFIX_BYTES <= self._message_bytes_max:
                 return self._read_whole(data[PREFIX_BYTES:])

@@ -150,6 +150,7 @@ def test_a_default_written_out_is_harmless(setting: str) -> None:
     [
         ("what is this", "not a model configuration"),
         (BASE.replace("TYPE_FP32", "32"), "32 is no data type"),
+        (BASE.replace("TYPE_FP32", "3" * 70), "not a model configuration"),
         (BASE + "instance_group { kind: 99 }", "99 is not served"),
         (BASE + "unknown_field: 1", "unknown_field"),
         (BASE + 'name: "other"', "differs from the model's folder"),

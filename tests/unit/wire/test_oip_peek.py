@@ -327,3 +327,12 @@ def test_later_parts_teach_nothing() -> None:
     assert protobuf_peek._heads == {}
     assert peek(grpc.frame(infer(model="other"))).model == b"other"
     assert set(protobuf_peek._heads) == {infer(model="other")[:at]}
+
+
+def test_a_fault_is_for_good_also_when_a_whole_message_follows() -> None:
+    """Found by fuzzing: the shortcut for a message in one part forgot that an earlier prefix had been refused."""
+    made = GrpcPeek(1 << 12)
+    assert made.feed(grpc.prefix(1 << 20)) is Peeked.FAULT
+    assert made.feed(grpc.frame(infer(raw_bytes=10))) is Peeked.FAULT
+    assert made.end() is Peeked.FAULT
+    assert made.code is Code.BODY_TOO_LARGE

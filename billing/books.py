@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from billing.events import Served
-from billing.judge import UNKNOWN_PRICE_VERSION, Verdict, find_fault
+from billing.judge import UNKNOWN_PRICE_VERSION, QuickJudge, Verdict, find_fault
 from billing.ledger.port import Ledger, PriceBookConflict
+from billing.packed import Call, Packed
 from billing.rating import PriceBook, PriceError, Rater, compile_book
 
 _log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Books:
         #: A published book that contradicts the ledger's of the same version; calls priced by it are quarantined.
         self.conflict: str | None = None
         self.raters: dict[int, Rater] = {}
+        self._quick = QuickJudge(self.raters)
         self._compile(ledger.prices())
 
     def add(self, book: PriceBook) -> None:
@@ -44,12 +45,14 @@ class Books:
         compile_book(book)
         self._compile(self._ledger.prices(book))
 
-    def judge(self, served: Served) -> Verdict | None:
+    def judge(self, call: Call) -> Verdict | None:
         """`find_fault`, after a second look at the snapshot when the price version is unknown."""
-        fault = find_fault(served, self.raters)
+        if type(call) is Packed and self._quick.is_right(call):
+            return None
+        fault = find_fault(call, self.raters)
         if fault is not None and fault.reason == UNKNOWN_PRICE_VERSION:
             self.refresh()
-            return find_fault(served, self.raters)
+            return find_fault(call, self.raters)
         return fault
 
     def refresh(self) -> None:

@@ -13,11 +13,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
-from billing.events import Closed, Ended, Record, Sent, Served
+from billing.events import Closed, Ended, Sent, Served
 from billing.judge import Verdict
 from billing.ledger.port import BATCH_EVENTS_MAX, Batch, Ending, Item, Position, Rejected, Source
+from billing.packed import AnyRecord, Call, Packed
 
-Judge = Callable[[Served], Verdict | None]
+Judge = Callable[[Call], Verdict | None]
 
 #: Causes of Ended for which nothing is charged: gone before the record was durable, or our own fault in sending. The
 #: log writes both before the Sent of their group, so such a call is never posted first.
@@ -27,8 +28,8 @@ FREE_CAUSES: Final = frozenset({"gone_before_durable", "callback_failed"})
 class Decided(NamedTuple):
     """What some records decided: calls to post, calls to void, and how exceptions among the posted ones ended."""
 
-    ready: list[tuple[int, Served]]
-    freed: list[tuple[int, Served]]
+    ready: list[tuple[int, Call]]
+    freed: list[tuple[int, Call]]
     endings: dict[int, Ending]
 
 
@@ -41,20 +42,20 @@ class LogPairing:
         self.seq = position.seq
         self.is_ended = position.is_ended
         #: Served without a terminal mark yet, ascending by sequence number.
-        self.pending: dict[int, Served] = {}
+        self.pending: dict[int, Call] = {}
         self._served = position.served
         #: Sequence numbers of Served records above the watermark, decided or not.
         self._above: deque[int] = deque()
 
-    def feed(self, records: Iterable[tuple[int, Record]]) -> Decided:
+    def feed(self, records: Iterable[tuple[int, AnyRecord]]) -> Decided:
         """Take records in order; returns what they decided."""
-        ready: list[tuple[int, Served]] = []
-        freed: list[tuple[int, Served]] = []
+        ready: list[tuple[int, Call]] = []
+        freed: list[tuple[int, Call]] = []
         endings: dict[int, Ending] = {}
         pending, above, seq = self.pending, self._above, self.seq
         for seq, record in records:
             kind = type(record)
-            if kind is Served:
+            if kind is Packed or kind is Served:
                 pending[seq] = record  # type: ignore[assignment]
                 above.append(seq)
             elif isinstance(record, Sent):
@@ -73,7 +74,7 @@ class LogPairing:
         self.seq = seq
         return Decided(ready, freed, endings)
 
-    def end(self, last_seq: int) -> list[tuple[int, Served]]:
+    def end(self, last_seq: int) -> list[tuple[int, Call]]:
         """The epoch is dead and fully read: give up what still waits."""
         unmarked = list(self.pending.items())
         self.pending.clear()
@@ -93,7 +94,7 @@ class LogPairing:
             self._served += 1
         return Position(seq, self._served, self.is_ended)
 
-    def _release(self, sent: Sent, ready: list[tuple[int, Served]]) -> None:
+    def _release(self, sent: Sent, ready: list[tuple[int, Call]]) -> None:
         pending = self.pending
         if not pending:
             return
@@ -118,7 +119,7 @@ class Intake:
         self._voids: list[Item] = []
         self._endings: dict[tuple[Source, int], Ending] = {}
 
-    def feed(self, source: Source, records: Iterable[tuple[int, Record]]) -> None:
+    def feed(self, source: Source, records: Iterable[tuple[int, AnyRecord]]) -> None:
         """Take the next records of one log."""
         ready, freed, endings = self._log(source).feed(records)
         self._ready.extend([(source, seq, served) for seq, served in ready])
@@ -161,7 +162,7 @@ class Intake:
             del self._logs[source]
         return [*batches, last]
 
-    def pending(self) -> list[Served]:
+    def pending(self) -> list[Call]:
         """Served records that wait for their terminal mark."""
         return [served for log in self._logs.values() for served in log.pending.values()]
 

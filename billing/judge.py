@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from billing.events import Outcome, Reason, Served
-from billing.rating import CHARGE_NANOS_MAX, PRICING_BY_REASON, Rater
+from billing.packed import CACHE_MAX, Call, Facts, Packed, served_of
+from billing.rating import CHARGE_NANOS_MAX, PRICING_BY_REASON, Rater, Terms, amount_of
 
 UNKNOWN_PRICE_VERSION: Final = "price_version_unknown"
 MALFORMED: Final = "malformed"
@@ -25,6 +26,9 @@ _PRICING: Final = {int(reason): pricing for reason, pricing in PRICING_BY_REASON
 _FAILED: Final = int(Outcome.FAILED)
 _NOT_BILLABLE: Final = int(Reason.NOT_BILLABLE)
 
+#: (outcome, reason) of calls that cost nothing.
+_FREE: Final = frozenset({(_FAILED, _NOT_BILLABLE), (0, int(Reason.FREE_PLAN)), (0, int(Reason.INTERNAL_PLAN))})
+
 
 class Verdict(NamedTuple):
     """Why a record must not be posted: the reason's stable name and the field that shows it."""
@@ -33,11 +37,12 @@ class Verdict(NamedTuple):
     field: str
 
 
-def find_fault(served: Served, raters: Mapping[int, Rater]) -> Verdict | None:
-    """None when `served` may be posted. `raters` are the known price books by version.
+def find_fault(call: Call, raters: Mapping[int, Rater]) -> Verdict | None:
+    """None when `call` may be posted. `raters` are the known price books by version.
 
     Precedence: malformed, unknown price version, charge mismatch; within one, the order of the checks below.
     """
+    served = served_of(call)
     if not _is_well_formed(served):
         return Verdict(MALFORMED, _malformed_field(served))
     rater = raters.get(served.price_version)
@@ -52,6 +57,45 @@ def find_fault(served: Served, raters: Mapping[int, Rater]) -> Verdict | None:
     if rater.currency != served.currency:
         return Verdict(CHARGE_MISMATCH, "currency")
     return None
+
+
+class QuickJudge:
+    """`find_fault` at a fifth of its cost for packed calls: what is true of all calls of the same Facts is kept.
+
+    `raters` may gain versions but never change one (a price version is immutable once known).
+    """
+
+    __slots__ = ("_raters", "_terms")
+
+    def __init__(self, raters: Mapping[int, Rater]) -> None:
+        self._raters = raters
+        #: Only Facts that are well formed, of a known price version and in its currency.
+        self._terms: dict[Facts, Terms] = {}
+
+    def is_right(self, call: Packed) -> bool:
+        """True when `find_fault` would find nothing; False says nothing: ask it."""
+        terms = self._terms.get(call.facts) or self._learn(call)
+        if terms is None:
+            return False
+        _, _, _, _, t_ns, outcome, reason, _, rows, _, compute_ns, _, request, _, reply, _, charge_nanos, _ = (
+            call.fields
+        )
+        # A template's numbers are never negative; of numbers below a power of two the union is below it as well.
+        if (rows | compute_ns | request | reply) >= UNITS_MAX or t_ns >= T_NS_MAX or charge_nanos > CHARGE_NANOS_MAX:
+            return False
+        if outcome or reason:
+            return charge_nanos == 0 and (outcome, reason) in _FREE
+        return charge_nanos == amount_of(terms, rows, compute_ns)
+
+    def _learn(self, call: Packed) -> Terms | None:
+        facts = call.facts
+        rater = self._raters.get(facts.price_version)
+        if rater is None or rater.currency != facts.currency or not _is_well_formed(call.served()):
+            return None
+        if len(self._terms) >= CACHE_MAX:
+            self._terms.clear()
+        terms = self._terms[facts] = rater.terms_of(facts.model)
+        return terms
 
 
 def _is_well_formed(s: Served) -> bool:

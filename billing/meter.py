@@ -23,6 +23,7 @@ from billing.ledger.port import LedgerError, LedgerUnavailable
 from billing.ledger.sqlite import SqliteLedger
 from billing.meter_client import SOCKET_NAME
 from billing.meter_socket import MeterSocket
+from billing.packed import Unpacker
 from billing.pricebook import load_price_book
 from billing.pump import Pump
 from billing.rating import PriceError
@@ -49,7 +50,8 @@ class _Parts:
             positions = {
                 (source.instance, source.epoch): at.seq for source, at in self.ledger.state().positions.items()
             }
-            self.pump = Pump(self.ledger, UsageReader(data_dir / "usage", positions), self.books)
+            reader = UsageReader(data_dir / "usage", positions, decode=Unpacker().decode)
+            self.pump = Pump(self.ledger, reader, self.books)
         except BaseException:
             self.ledger.close()
             raise

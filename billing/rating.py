@@ -27,6 +27,8 @@ REASON_BY_PRICING: Final = {
 PRICING_BY_REASON: Final = {reason: pricing for pricing, reason in REASON_BY_PRICING.items()}
 
 Charge = tuple[int, Reason]
+#: Nanos per call, per row, per compute millisecond.
+Terms = tuple[int, int, int]
 
 
 class PriceError(Exception):
@@ -58,6 +60,14 @@ def compute_ms(compute_ns: int) -> int:
     return ms
 
 
+def amount_of(terms: Terms, rows: int, compute_ns: int) -> int:
+    """The list price in nanos of one OK call under `terms`."""
+    per_call, per_row, per_ms = terms
+    if per_ms:
+        return per_call + per_row * rows + per_ms * compute_ms(compute_ns)
+    return per_call + per_row * rows
+
+
 class Rater:
     """One compiled price book: `charge` is a dict lookup and integer maths. Made by `compile_book`."""
 
@@ -83,11 +93,11 @@ class Rater:
                 return _UNPRICED[pricing]
             except KeyError:
                 raise PriceError(f"pricing: {pricing!r} is unknown; known: {', '.join(REASON_BY_PRICING)}") from None
-        per_call, per_row, per_ms = self._models.get(model, self._default)
-        amount = per_call + per_row * rows
-        if per_ms:
-            amount += per_ms * compute_ms(compute_ns)
-        return amount, Reason.PRICED
+        return amount_of(self._models.get(model, self._default), rows, compute_ns), Reason.PRICED
+
+    def terms_of(self, model: str) -> Terms:
+        """The terms of a priced OK call of `model`, for `amount_of`."""
+        return self._models.get(model, self._default)
 
     def price_of(self, model: str) -> Price:
         """The price that applies to `model` (its own, else the default)."""
@@ -126,7 +136,7 @@ def _validate_price(where: str, price: Price) -> None:
             raise PriceError(f"{where}.{field}: {value!r} must be from 0 to {PRICE_NANOS_MAX}")
 
 
-def _terms(price: Price) -> tuple[int, int, int]:
+def _terms(price: Price) -> Terms:
     return price.per_call_nanos, price.per_row_nanos, price.per_compute_ms_nanos
 
 
@@ -149,6 +159,8 @@ __all__ = [
     "PriceError",
     "Rater",
     "Reason",
+    "Terms",
+    "amount_of",
     "compile_book",
     "compute_ms",
     "validate_book",

@@ -19,6 +19,7 @@ from billing.ledger.rules import differing_field
 from billing.ledger.stored import find_event
 from billing.ledger.verify import PROBLEMS_MAX, Problem, Verification, verify_ledger
 from billing.meter_client import SOCKET_NAME, MeterError, ask_meter
+from billing.packed import served_of
 from billing.usagelog.reader import Damaged, EpochEnded, UsageReader
 
 #: Live traffic moves the figures while they are read; a mismatch counts only when it stays.
@@ -193,7 +194,7 @@ def _has_fate(db: sqlite3.Connection, item: Item) -> bool:
     source, seq, served = item
     stored = find_event(db, served)
     if stored is not None and (stored.source, stored.seq) == (source, seq):
-        return differing_field(stored.served, served) is None
+        return differing_field(stored.served, served_of(served)) is None
     return db.execute(_FATES, {"instance": source.instance, "epoch": source.epoch, "seq": seq}).fetchone() is not None
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from billing.events import Outcome, Served
-from billing.ledger.merkle import LEAF_VERSION, leaf_bytes, leaf_hash, root_of
+from billing.ledger.merkle import LEAF_VERSION, leaves_of, merkle_root
 from billing.ledger.port import (
     BATCH_EVENTS_MAX,
     Batch,
@@ -19,6 +19,7 @@ from billing.ledger.port import (
     Source,
 )
 from billing.ledger.rules import GENESIS, TX_USAGE, Transaction, differing_field, transaction_hash, usage_lines
+from billing.packed import served_of
 from billing.rating import PriceBook, compile_book
 
 Key = tuple[str, bytes]
@@ -98,7 +99,7 @@ class MemoryLedger:
             known = self.events.setdefault(key, item)
             if known is item:
                 fresh.append(item)
-            elif (field := differing_field(known[2], served)) is not None:
+            elif (field := differing_field(served_of(known[2]), served_of(served))) is not None:
                 conflicts.append((served.call_id, field))
                 self.quarantined.setdefault((source, seq), Rejected(item, "exists_with_different", field))
             elif known[:2] != (source, seq):
@@ -110,7 +111,7 @@ class MemoryLedger:
         return GroupOutcome(tenant, tx_id, len(fresh), len(items) - len(fresh) - len(conflicts), tuple(conflicts))
 
     def _seal(self, tenant: str, fresh: Sequence[Item], first_event_id: int, now_ns: int) -> int:
-        records = [served for _, _, served in fresh]
+        records = [served_of(call) for _, _, call in fresh]
         totals: dict[tuple[str, str], tuple[int, int]] = {}
         for served in records:
             amount, calls = totals.get((served.model, served.currency), (0, 0))
@@ -126,7 +127,7 @@ class MemoryLedger:
             t_min_ns=min(served.t_ns for served in records),
             t_max_ns=max(served.t_ns for served in records),
             leaf_version=LEAF_VERSION,
-            merkle_root=root_of([leaf_hash(leaf_bytes(served)) for served in records]),
+            merkle_root=merkle_root(leaves_of(LEAF_VERSION, records)),
             lines=usage_lines(tenant, totals),
         )
         self.transactions.append(tx)
@@ -138,5 +139,5 @@ class MemoryLedger:
         posted = self.events.get((served.tenant, served.call_id))
         if (posted is not None and posted[:2] == (source, seq)) or (source, seq) in self.voided:
             return False
-        self.voided[(source, seq)] = served
+        self.voided[(source, seq)] = served_of(served)
         return True

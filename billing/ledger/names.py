@@ -4,16 +4,15 @@ import sqlite3
 from collections.abc import Hashable
 from typing import Any, Final
 
-from billing.ledger.port import Source
+from billing.events import Served
+from billing.ledger.port import LedgerError, Source
+from billing.packed import Packed, Packer
 
 #: Entries per cache; a fuller one is emptied, which costs look-ups and nothing else.
 CACHE_MAX: Final = 50_000
 
 #: The slow-changing facts of a call, in the order of FACET_COLUMNS.
 Facet = tuple[str, str, str, str, int, int, int, str, int]
-FACET_MODEL: Final = 2
-FACET_OUTCOME: Final = 5
-FACET_CURRENCY: Final = 7
 
 
 class Names:
@@ -24,12 +23,19 @@ class Names:
         self._logs: dict[Source, int] = {}
         self._tenants: dict[str, int] = {}
         self._accounts: dict[tuple[str, str], int] = {}
-        #: Read directly by the posting loop; a miss goes through `facet`.
         self.facets: dict[Facet, int] = {}
+        self._packer = Packer()
 
     def forget(self) -> None:
         for cache in (self._logs, self._tenants, self._accounts, self.facets):
             cache.clear()
+
+    def pack(self, served: Served) -> Packed:
+        """`served` with its facts interned. Raises LedgerError for one that must not be posted."""
+        try:
+            return self._packer.pack(served)
+        except ValueError as error:
+            raise LedgerError(f"post: {error}") from error
 
     def log(self, source: Source) -> int:
         return self._logs.get(source) or self._intern(self._logs, source, _LOG, tuple(source))

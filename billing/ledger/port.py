@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, NamedTuple, Protocol
 
-from billing.events import Served
+from billing.packed import Call
 from billing.rating import PriceBook
 
 #: `kind` of the unique key (tenant, call_id, kind, n): a whole call. Streams and batch items get their own later.
@@ -37,8 +37,8 @@ class Source(NamedTuple):
     epoch: int
 
 
-#: A Served record at its place: (source, seq, record). A bare tuple because one is made per call.
-Item = tuple[Source, int, Served]
+#: A Served record, packed or not, at its place: (source, seq, record). A bare tuple because one is made per call.
+Item = tuple[Source, int, Call]
 
 
 class Rejected(NamedTuple):

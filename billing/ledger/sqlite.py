@@ -28,6 +28,7 @@ from billing.ledger.port import (
 from billing.ledger.posting import Posted, post_fresh, post_sorted
 from billing.ledger.rules import GENESIS
 from billing.ledger.stored import find_event
+from billing.packed import served_of
 from billing.pricebook import decode_price_book, encode_price_book
 from billing.rating import PriceBook
 
@@ -132,7 +133,7 @@ class SqliteLedger:
             self._db.execute(
                 "INSERT INTO quarantine (log_id, seq, tenant, call_id, reason, field, quarantined_ns, payload)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (log_id, seq) DO NOTHING",
-                (self._names.log(source), seq, *_subject(item), reason, field, batch.now_ns, encode(served)),
+                (self._names.log(source), seq, *_subject(item), reason, field, batch.now_ns, encode(served_of(served))),
             ).rowcount
             for item, reason, field in found
             for source, seq, served in (item,)
@@ -148,7 +149,7 @@ class SqliteLedger:
             voided += self._db.execute(
                 "INSERT INTO voided (log_id, seq, tenant, call_id, voided_ns, payload)"
                 " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (log_id, seq) DO NOTHING",
-                (self._names.log(source), seq, served.tenant, served.call_id, batch.now_ns, encode(served)),
+                (self._names.log(source), seq, served.tenant, served.call_id, batch.now_ns, encode(served_of(served))),
             ).rowcount
         return voided
 

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from billing.events import Served
 from billing.ledger.port import KIND_CALL, Source
+from billing.packed import Call
 
 EVENT_SELECT: Final = (
     "SELECT e.event_id, e.tx_id, l.instance, l.epoch, e.seq, e.call_id, t.name, f.key_id, f.plan, f.model,"
@@ -56,11 +57,11 @@ def event_from_row(row: tuple[Any, ...]) -> StoredEvent:
     return StoredEvent(event_id, tx_id, Source(instance, epoch), seq, served)
 
 
-def find_event(db: sqlite3.Connection, served: Served) -> StoredEvent | None:
-    """The posted event that has the key of `served` (tenant, call_id, kind "call", n 0)."""
+def find_event(db: sqlite3.Connection, call: Call) -> StoredEvent | None:
+    """The posted event that has the key of `call` (tenant, call_id, kind "call", n 0)."""
     row = db.execute(
         _BY_KEY,
-        (served.tenant, served.call_id, KIND_CALL),
+        (call.tenant, call.call_id, KIND_CALL),
     ).fetchone()
     return None if row is None else event_from_row(row)
 

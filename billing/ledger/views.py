@@ -8,6 +8,7 @@ import sqlite3
 from typing import Any, Final, NamedTuple
 
 from billing.events import Reason, Served, decode
+from billing.ledger.merkle import leaf_index
 from billing.ledger.port import LedgerError
 from billing.ledger.stored import EVENT_SELECT, StoredEvent, event_from_row
 
@@ -64,7 +65,8 @@ class EntryPage(NamedTuple):
 
 
 class CallView(NamedTuple):
-    """A posted call and the entries of the transaction that carries it. `leaf_index` is its place in the tree."""
+    """A posted call and the entries of the transaction that carries it. `leaf_index`
+    is the place of its leaf (a block of calls) in the tree."""
 
     event: StoredEvent
     leaf_index: int
@@ -168,14 +170,15 @@ def find_call(db: sqlite3.Connection, call_id: bytes, *, tenant: str | None = No
     for event in find_events(db, call_id):
         if tenant is not None and event.served.tenant != tenant:
             continue
-        first_event_id, merkle_root, seal = db.execute(
-            "SELECT first_event_id, merkle_root, hash FROM journal_tx JOIN seal USING (tx_id) WHERE tx_id = ?",
+        first_event_id, leaf_version, merkle_root, seal = db.execute(
+            "SELECT first_event_id, leaf_version, merkle_root, hash FROM journal_tx JOIN seal USING (tx_id)"
+            " WHERE tx_id = ?",
             (event.tx_id,),
         ).fetchone()
         ended = db.execute("SELECT cause FROM ended WHERE event_id = ?", (event.event_id,)).fetchone()
         return CallView(
             event,
-            event.event_id - first_event_id,
+            leaf_index(leaf_version, event.event_id - first_event_id),
             merkle_root,
             seal,
             ended[0] if ended else None,

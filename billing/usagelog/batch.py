@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from billing.events import Record
+from billing.packed import AnyRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,7 +13,7 @@ class Batch:
     epoch: int
     first_seq: int
     last_seq: int
-    records: list[tuple[int, Record]]
+    records: list[tuple[int, AnyRecord]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,16 @@ from pathlib import Path
 
 import msgspec
 
-from billing.events import RECORD_VERSION, Closed, Record, decode
+from billing.events import RECORD_VERSION, Closed, decode
+from billing.packed import AnyRecord
 from billing.usagelog.batch import Batch, Damaged, EpochEnded, ReadResult
 from billing.usagelog.disk import Disk
 from billing.usagelog.framing import FrameCodec, Header, Stop, decode_header
 from billing.usagelog.segment import LOCK_NAME, SegmentCursor, read_file, read_header, segment_indexes, segment_name
 
 CodecFor = Callable[[str, int], FrameCodec]
+#: Bytes of one record → the record. Raises msgspec.DecodeError.
+Decode = Callable[[bytes], AnyRecord]
 
 
 class _Step(Enum):
@@ -40,6 +43,7 @@ class EpochReader:
         position: int | None = None,
         is_owner: bool = True,
         codec_for: CodecFor = FrameCodec,
+        decode: Decode = decode,
     ) -> None:
         self.instance = instance
         self.epoch = epoch
@@ -54,6 +58,7 @@ class EpochReader:
         self._is_owner = is_owner
         self._disk = disk
         self._codec = codec_for(instance, epoch)
+        self._decode = decode
         self._cursor: SegmentCursor | None = None
         self._next_seq = 1
         self._is_dead = False
@@ -139,13 +144,12 @@ class EpochReader:
 
     # Delivering
 
-    def _deliver(self, cursor: SegmentCursor, frames: list[tuple[int, memoryview]]) -> ReadResult | _Step:
+    def _deliver(self, cursor: SegmentCursor, frames: list[tuple[int, bytes]]) -> ReadResult | _Step:
         """A batch of the frames behind the position, up to the first that is no record we know."""
-        records: list[tuple[int, Record]] = []
-        problem = ""
-        taken = 0
+        records: list[tuple[int, AnyRecord]] = []
+        problem, taken, decode, delivered_seq = "", 0, self._decode, self.delivered_seq
         for seq, payload in frames:
-            if seq > self.delivered_seq:
+            if seq > delivered_seq:
                 try:
                     records.append((seq, decode(payload)))
                 except msgspec.DecodeError as error:
@@ -157,10 +161,10 @@ class EpochReader:
         consumed = frames[:taken]
         cursor.consume(consumed)
         self._next_seq += taken
-        self._last_payload = bytes(consumed[-1][1])
+        self._last_payload = consumed[-1][1]
         return self._batch(records) if records else _Step.AGAIN
 
-    def _batch(self, records: list[tuple[int, Record]]) -> Batch:
+    def _batch(self, records: list[tuple[int, AnyRecord]]) -> Batch:
         first_seq, last_seq = records[0][0], records[-1][0]
         self.delivered_seq = last_seq
         return Batch(instance=self.instance, epoch=self.epoch, first_seq=first_seq, last_seq=last_seq, records=records)

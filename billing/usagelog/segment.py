@@ -67,7 +67,7 @@ class SegmentCursor:
         self._window = b""
         self._window_start = HEADER_BYTES
 
-    def peek(self, next_seq: int, frames_max: int) -> tuple[list[tuple[int, memoryview]], Stop | None]:
+    def peek(self, next_seq: int, frames_max: int) -> tuple[list[tuple[int, bytes]], Stop | None]:
         """The frames from here on, at most `frames_max`; asks the disk again whenever it would return none.
 
         With no frames the Stop is END or BAD, as the disk says now: BAD may be a living writer's half write.
@@ -83,9 +83,9 @@ class SegmentCursor:
         self._window_start = self.offset
         return self._decode(next_seq, frames_max)
 
-    def consume(self, frames: list[tuple[int, memoryview]]) -> None:
+    def consume(self, frames: list[tuple[int, bytes]]) -> None:
         """Move behind `frames`, the first ones that `peek` returned."""
-        self.offset += len(frames) * FRAME_BYTES + sum(len(payload) for _, payload in frames)
+        self.offset += len(frames) * FRAME_BYTES + sum([len(payload) for _, payload in frames])
 
     def rest(self) -> bytes:
         """Everything from here to the segment's end."""
@@ -94,8 +94,8 @@ class SegmentCursor:
     def close(self) -> None:
         self._disk.close(self._handle)
 
-    def _decode(self, next_seq: int, frames_max: int) -> tuple[list[tuple[int, memoryview]], Stop | None]:
-        window = memoryview(self._window)
+    def _decode(self, next_seq: int, frames_max: int) -> tuple[list[tuple[int, bytes]], Stop | None]:
+        window = self._window
         is_whole = self._window_start + len(window) >= self._end
         frames, _, stop = self._codec.decode(window, self.offset - self._window_start, is_whole, next_seq, frames_max)
         return frames, stop

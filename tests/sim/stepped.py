@@ -5,7 +5,7 @@ from pathlib import Path
 from random import Random
 from typing import cast
 
-from billing.events import Record
+from billing.packed import AnyRecord
 from billing.usagelog.reader import Batch, EpochEnded, ReadResult, UsageReader
 from gateway.clock import FakeClock
 from gateway.metering.log import LogLimits, UsageLog
@@ -65,7 +65,7 @@ class SteppedLog:
             self.prepare()
             self.clock.advance(1_000_000)
 
-    def records(self) -> list[tuple[int, Record]]:
+    def records(self) -> list[tuple[int, AnyRecord]]:
         """What a reader sees now."""
         return records_of(read_all(UsageReader(ROOT, disk=self.disk)))
 
@@ -78,7 +78,7 @@ def read_all(reader: UsageReader, records_max: int = 1000) -> list[ReadResult]:
     return results
 
 
-def records_of(results: list[ReadResult]) -> list[tuple[int, Record]]:
+def records_of(results: list[ReadResult]) -> list[tuple[int, AnyRecord]]:
     return [record for result in results if isinstance(result, Batch) for record in result.records]
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import cast
 
-from billing.events import Closed, Ended, Record, Sent, Served, encode
+from billing.events import Closed, Ended, Sent, Served, encode
+from billing.packed import AnyRecord
 from billing.usagelog.framing import FrameCodec
 from billing.usagelog.reader import Batch, Damaged, EpochEnded, UsageReader
 from gateway.clock import FakeClock
@@ -80,7 +81,7 @@ class World:
         self.acked: dict[Key, set[int]] = {}
         self.ended_marks: dict[Key, set[int]] = {}
         #: What the meter has committed: records by number, and its watermark.
-        self.committed: dict[Key, dict[int, Record]] = {}
+        self.committed: dict[Key, dict[int, AnyRecord]] = {}
         self.watermarks: dict[Key, int] = {}
         self.ends: dict[Key, EpochEnded] = {}
         self.damages: dict[Key, Damaged] = {}
@@ -248,7 +249,7 @@ class World:
         for seq, record in batch.records:
             self._check_record(key, seq, record)
 
-    def _check_record(self, key: Key, seq: int, record: Record) -> None:
+    def _check_record(self, key: Key, seq: int, record: AnyRecord) -> None:
         if key not in self.appended:
             raise Violation(f"{key} {seq}: a record of an epoch that nobody opened")
         if isinstance(record, Served) and record != self.appended[key].get(seq):

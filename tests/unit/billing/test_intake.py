@@ -2,10 +2,11 @@
 
 import pytest
 
-from billing.events import Closed, Ended, Record, Sent, Served
+from billing.events import Closed, Ended, Record, Sent
 from billing.intake import FREE_CAUSES, Intake, LogPairing
 from billing.judge import Verdict, find_fault
 from billing.ledger.port import BATCH_EVENTS_MAX, Batch, Ending, Position
+from billing.packed import Call
 from tests.unit.billing.making import RATER, T0_NS, W0, call
 
 
@@ -13,8 +14,8 @@ def numbered(records: list[Record], first: int = 1) -> list[tuple[int, Record]]:
     return list(enumerate(records, first))
 
 
-def judge(served: Served) -> Verdict | None:
-    return find_fault(served, {1: RATER})
+def judge(call: Call) -> Verdict | None:
+    return find_fault(call, {1: RATER})
 
 
 def decided(records: list[Record], *, is_dead: bool = False) -> Batch | None:
@@ -142,7 +143,7 @@ def test_judge_that_fails_loses_nothing() -> None:
     intake = Intake({})
     intake.feed(W0, numbered([call(1), Sent(first_seq=1, last_seq=1)]))
 
-    def broken(served: Served) -> Verdict | None:
+    def broken(_: Call) -> Verdict | None:
         raise OSError("no ledger to learn a price book from")
 
     try:

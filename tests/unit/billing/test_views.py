@@ -8,7 +8,7 @@ import pytest
 
 from billing.events import Outcome, Reason
 from billing.ledger.connect import open_reader
-from billing.ledger.merkle import inclusion_path, leaf_bytes, leaf_hash, root_from_path
+from billing.ledger.merkle import LEAF_VERSION, leaf_hash, leaves_of, root_from_path
 from billing.ledger.port import Batch, Ending, LedgerError, Rejected
 from billing.ledger.sqlite import SqliteLedger
 from billing.ledger.stored import read_events
@@ -23,6 +23,7 @@ from billing.ledger.views import (
     trial_balance,
     voided,
 )
+from billing.packed import Packer
 from billing.usage import UsageError, usage_by
 from tests.unit.billing.making import T0_NS, W0, call, items
 
@@ -81,9 +82,9 @@ def test_call_leads_to_its_entries_and_its_proof(db: sqlite3.Connection) -> None
         ("revenue:model_call:file_type", -220_014),
         ("revenue:model_call:ocr", -3_000_000),
     ]
-    leaves = [leaf_hash(leaf_bytes(event.served)) for event in read_events(db, 1, 4)]
-    path = inclusion_path(leaves, found.leaf_index)
-    assert root_from_path(leaf_hash(leaf_bytes(found.event.served)), found.leaf_index, 4, path) == found.merkle_root
+    (block,) = leaves_of(LEAF_VERSION, [event.served for event in read_events(db, 1, 4)])
+    assert Packer().pack(found.event.served).payload in block
+    assert root_from_path(leaf_hash(block), found.leaf_index, 1, []) == found.merkle_root
 
 
 def test_call_that_was_cut_says_why(db: sqlite3.Connection) -> None:

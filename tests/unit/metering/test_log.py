@@ -2,7 +2,8 @@
 
 import pytest
 
-from billing.events import Closed, Ended, Record, Sent, Served, encode
+from billing.events import Closed, Ended, Sent, Served, encode
+from billing.packed import AnyRecord
 from gateway.errors import Code, TollwayError
 from gateway.metering.log import LogLimits
 from tests.sim.stepped import SteppedLog
@@ -11,7 +12,7 @@ from tests.sim.world import served
 RECORD = encode(served(1000, 20))
 
 
-def kinds(records: list[tuple[int, Record]]) -> list[tuple[int, type[Record]]]:
+def kinds(records: list[tuple[int, AnyRecord]]) -> list[tuple[int, type[AnyRecord]]]:
     return [(seq, type(record)) for seq, record in records]
 
 

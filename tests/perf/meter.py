@@ -1,0 +1,179 @@
+"""Measures the meter's work alone: CPU µs per posted call (user + system), from log to sealed ledger.
+
+    python -m tests.perf.meter [--folder DIR] [--calls 100000] [--pass-calls 1000] [--profile]
+
+Writes `pass-calls` calls as workers do (templates, UUIDv7 ids, a Sent mark per group of 16; four tenants, three
+models), lets the pump make one pass, and again. Only the passes are timed. The last line is the reader alone.
+"""
+
+import argparse
+import cProfile
+import gc
+import os
+import pstats
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from billing.books import Books
+from billing.events import Sent, ServedTemplate, encode
+from billing.ledger.sqlite import SqliteLedger
+from billing.meter import GC_THRESHOLD
+from billing.packed import Unpacker
+from billing.pump import Pump
+from billing.rating import PriceBook, compile_book
+from billing.usagelog.disk import LocalDisk
+from billing.usagelog.framing import HEADER_BYTES, FrameCodec, encode_header
+from billing.usagelog.reader import Batch, UsageReader
+from billing.usagelog.segment import LOCK_NAME, epoch_name, segment_name
+from tests.unit.billing.making import BOOK
+
+GROUP = 16
+SEGMENT_BYTES = 8 * 1024 * 1024
+MODELS = ("ocr", "file_type", "other")
+
+
+def call_id(t_ns: int) -> bytes:
+    """The bytes of a UUIDv7."""
+    raw = bytearray((t_ns // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+    raw[6], raw[8] = raw[6] & 0x0F | 0x70, raw[8] & 0x3F | 0x80
+    return bytes(raw)
+
+
+def groups(book: PriceBook) -> Iterator[list[bytes]]:
+    """Payloads for ever: each item is the calls of one group; the mark is the writer's."""
+    rater = compile_book(book)
+    templates = [
+        (
+            model,
+            ServedTemplate(
+                tenant=f"tenant-{tenant}",
+                key_id=f"key{tenant}",
+                plan="pay-per-call",
+                model=model,
+                model_version="1",
+                price_version=book.version,
+                currency=book.currency,
+                protocol=0,
+            ),
+        )
+        for tenant in range(4)
+        for model in MODELS
+    ]
+    number = 0
+    while True:
+        payloads = []
+        for _ in range(GROUP):
+            number += 1
+            model, template = templates[number % len(templates)]
+            rows, compute_ns, t_ns = 1 + number % 4, 300_000 + 1_009 * (number % 977), time.time_ns()
+            charge, reason = rater.charge(model, "priced", 0, rows, compute_ns)
+            payloads.append(template.encode(call_id(t_ns), t_ns, 0, reason, rows, compute_ns, 1_100, 620, charge))
+        yield payloads
+
+
+class Writer:
+    """A live epoch of worker w0."""
+
+    def __init__(self, root: Path) -> None:
+        self._folder, self._codec = root / "w0" / epoch_name(1), FrameCodec("w0", 1)
+        self._disk, self._index, self._seq, self._offset = LocalDisk(), 0, 0, 0
+        self._disk.make_folder(self._folder)
+        self._lock = self._disk.lock(self._folder / LOCK_NAME)
+        self._payloads = groups(BOOK)
+        self._begin()
+
+    def write(self, calls: int) -> int:
+        """At least `calls` calls, each group with its mark; returns how many."""
+        payloads: list[bytes] = []
+        count = 0
+        while count < calls:
+            group, first = next(self._payloads), self._seq + len(payloads) + 1
+            payloads += [*group, encode(Sent(first_seq=first, last_seq=first + len(group) - 1))]
+            count += len(group)
+        start = 0
+        while start < len(payloads):
+            room = SEGMENT_BYTES - self._offset
+            parts, taken, length = self._codec.encode(payloads, start, self._seq + 1, self._seq, room)
+            self._disk.pwrite(self._handle, b"".join(parts), self._offset)
+            self._offset, self._seq, start = self._offset + length, self._seq + taken, start + taken
+            if start < len(payloads):
+                os.close(self._handle)
+                self._begin()
+        return count
+
+    def _begin(self) -> None:
+        self._index += 1
+        path = self._folder / segment_name(self._index)
+        self._disk.preallocate(path, SEGMENT_BYTES)
+        self._handle = self._disk.open(path, is_writable=True)
+        self._disk.pwrite(self._handle, encode_header("w0", 1, self._index, self._seq + 1, SEGMENT_BYTES), 0)
+        self._offset = HEADER_BYTES
+
+
+def measure_pump(folder: Path, calls: int, pass_calls: int, profile: cProfile.Profile | None) -> str:
+    writer, ledger = Writer(folder / "usage"), SqliteLedger(folder / "ledger.db")
+    books = Books(ledger, folder / "snapshot")
+    books.add(BOOK)
+    pump = Pump(ledger, UsageReader(folder / "usage", decode=Unpacker().decode), books)
+    cpu, count, passes = 0.0, 0, 0
+    while count < calls:
+        count += writer.write(pass_calls)
+        started = time.process_time()
+        if profile is not None:
+            profile.enable()
+        while pump.run_once():
+            pass
+        if profile is not None:
+            profile.disable()
+        cpu, passes = cpu + time.process_time() - started, passes + 1
+    posted = ledger.state().posted
+    assert posted == count, (posted, count)
+    idle = time.process_time()
+    for _ in range(1000):
+        pump.run_once()
+    idle = time.process_time() - idle
+    pump.close()
+    size = (folder / "ledger.db").stat().st_size / count
+    return (
+        f"pump    {cpu / count * 1e6:6.2f} CPU µs/call ({count} calls, {count // passes} per pass, "
+        f"{size:.0f} ledger bytes/call), idle pass {idle * 1e3:.1f} CPU µs"
+    )
+
+
+def measure_reader(folder: Path, calls: int) -> str:
+    count = Writer(folder / "alone").write(calls)
+    reader, records = UsageReader(folder / "alone", decode=Unpacker().decode), 0
+    cpu = time.process_time()
+    while (result := reader.read_batch(1000)) is not None:
+        assert isinstance(result, Batch)
+        records += result.last_seq - result.first_seq + 1
+    cpu = time.process_time() - cpu
+    reader.close()
+    return f"reader  {cpu / count * 1e6:6.2f} CPU µs/call ({records} records, marks included)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, default=None, help="where to write; the file system decides the figures")
+    parser.add_argument("--calls", type=int, default=100_000)
+    parser.add_argument("--pass-calls", type=int, default=1_000)
+    parser.add_argument("--profile", action="store_true", help="slower: print where the time goes")
+    arguments = parser.parse_args()
+    gc.set_threshold(GC_THRESHOLD)
+    profile = cProfile.Profile() if arguments.profile else None
+    folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+    try:
+        print(measure_pump(folder, arguments.calls, arguments.pass_calls, profile))
+        print(measure_reader(folder, arguments.calls))
+    finally:
+        shutil.rmtree(folder)
+    if profile is not None:
+        pstats.Stats(profile, stream=sys.stdout).sort_stats("tottime").print_stats(25)
+
+
+if __name__ == "__main__":
+    main()

@@ -68,6 +68,11 @@ class Connection:
         del self._data[:size]
         return Reply(status=status, headers=headers, body=body)
 
+    @property
+    def buffered(self) -> int:
+        """Bytes received behind what was read."""
+        return len(self._data)
+
     def is_closed(self) -> bool:
         """Whether the peer ended the stream; waits for it to say so or to send something."""
         try:

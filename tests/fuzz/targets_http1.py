@@ -99,8 +99,12 @@ class H1Run:
 
     @property
     def statuses(self) -> list[bytes]:
-        """The statuses of replies that are not 100 Continue; echoed bodies may hold more, in all runs alike."""
-        return [part[:3] for part in self.written.split(_REPLY_START)[1:] if part[:3] != b"100"]
+        """The statuses of replies that are not 100 Continue; echoed bodies may hold more, in all runs alike.
+
+        A head that is too long and malformed is refused as the one or the other, whichever its first parts show.
+        """
+        found = [part[:3] for part in self.written.split(_REPLY_START)[1:] if part[:3] != b"100"]
+        return [b"400" if status == b"431" else status for status in found]
 
 
 def http1_connection(data: bytes) -> None:

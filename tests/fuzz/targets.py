@@ -34,6 +34,7 @@ TARGETS = {
     "credential": Target(calls.credential, calls.CREDENTIAL_SEEDS),
     "call_head": Target(calls.call_head, calls.HEAD_SEEDS),
     "event": Target(records.event, records.EVENT_SEEDS),
+    "packed_calls": Target(records.packed_calls, records.PACKED_SEEDS),
     "frames": Target(records.frames, records.FRAME_SEEDS),
     "wounded_log": Target(records.wounded_log, records.WOUND_SEEDS),
     "strange_payloads": Target(records.strange_payloads, records.PAYLOAD_SEEDS),

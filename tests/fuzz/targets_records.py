@@ -6,7 +6,8 @@ from random import Random
 
 import msgspec
 
-from billing.events import Closed, Ended, Sent, Served, decode, encode
+from billing.events import Closed, Ended, Sent, Served, ServedTemplate, decode, encode
+from billing.packed import Packed, Unpacker
 from billing.usagelog.framing import PAYLOAD_BYTES_MAX, FrameCodec, HeaderState, Stop, decode_header
 from billing.usagelog.reader import Damaged, EpochEnded, UsageReader
 from tests.fuzz.feeding import joined, pieces
@@ -28,6 +29,50 @@ def event(data: bytes) -> None:
         return
     assert isinstance(record, Served | Sent | Ended | Closed)
     assert decode(encode(record)) == record
+
+
+def packed_calls(data: bytes) -> None:
+    """A meter that slices calls instead of decoding them reads what decoding reads, whatever it read before."""
+    unpacker = Unpacker()
+    for part in pieces(data):
+        try:
+            expected = decode(part)
+        except msgspec.DecodeError:
+            expected = None
+        try:
+            found = unpacker.decode(part)
+        except msgspec.DecodeError:
+            assert expected is None
+            continue
+        if isinstance(found, Packed):
+            assert found.payload == part
+            served = found.served()
+            _, call_id, _, _, t_ns, outcome, reason, _, rows, _, compute, _, asked, _, replied, _, charge, _ = (
+                found.fields
+            )
+            facts = found.facts
+            assert served == Served(
+                call_id=call_id,
+                tenant=facts.tenant,
+                key_id=facts.key_id,
+                plan=facts.plan,
+                model=facts.model,
+                model_version=facts.model_version,
+                price_version=facts.price_version,
+                t_ns=t_ns,
+                outcome=outcome,
+                reason=reason,
+                rows=rows,
+                compute_ns=compute,
+                request_bytes=asked,
+                reply_bytes=replied,
+                charge_nanos=charge,
+                currency=facts.currency,
+                protocol=facts.protocol,
+            )
+            assert served == expected
+        else:
+            assert found == expected
 
 
 def frames(data: bytes) -> None:
@@ -106,6 +151,24 @@ def _framed() -> bytes:
     return b"".join(parts)
 
 
+def _templated(tenant: str, rows: int, charge_nanos: int) -> bytes:
+    template = ServedTemplate(
+        tenant=tenant,
+        key_id="k",
+        plan="p",
+        model="m",
+        model_version="1",
+        price_version=1,
+        currency="USD",
+        protocol=0,
+    )
+    return template.encode(bytes(range(16)), 2**60, 0, 0, rows, 5, 6, 7, charge_nanos)
+
+
+PACKED_SEEDS = [
+    joined([_templated("t", 1, 2), _templated("t", 3, 2**63), _templated("u", 3, 4), encode(served(1, 2))]),
+    joined([_templated("t", 1, 2), _templated("t", 1, 2)[:-1] + b"\x01", _templated("t", 1, 2)[1:]]),
+]
 EVENT_SEEDS = [*_RECORDS, b"\x93\xa1C\x00" + b"\x91" * 1500]
 FRAME_SEEDS = [_framed() + bytes(40), _framed()[3:]]
 WOUND_SEEDS = [

@@ -11,6 +11,9 @@ from gateway.wire.http2_fields import ReplyHead
 from gateway.wire.http2_frames import H2Code
 from gateway.wire.http2_stream import Stream
 
+#: Optional `on_reply_whole` of a listener.
+OnReplyWhole = Callable[[int, Headers, bytes, Headers], None]
+
 
 class CallHost(Protocol):
     """The connection, as its calls see it."""
@@ -52,6 +55,7 @@ class H2Call:
         "_is_done",
         "_is_end_early",
         "_is_paused",
+        "_on_reply_whole",
         "_pool",
         "_stream",
         "_trailers",
@@ -73,6 +77,7 @@ class H2Call:
         self._is_done = False
         self._is_paused = False
         self._held: HeldBody | None = None
+        self._on_reply_whole: OnReplyWhole | None = None
         #: Of a trailers-only reply.
         self._trailers: Headers | None = None
 
@@ -142,6 +147,7 @@ class H2Call:
             return
         self._drop_held(host, stream)
         host.h2.reset(stream, H2Code.CANCEL)
+        stream.owner = None
         host.after_end()
 
     # --- From pool and connection ----------------------------------------------------------------------------------
@@ -157,7 +163,8 @@ class H2Call:
         host.schedule_flush()
 
     def start_whole(self, host: CallHost, body: bytes) -> None:
-        """As `start`, `send_body` and `send_end`."""
+        """As `start`, `send_body` and `send_end`; the reply may come whole, too, if the listener can take it so."""
+        self._on_reply_whole = getattr(self.listener, "on_reply_whole", None)
         stream = host.h2.open_whole(self.block, body, self)
         if stream is None:
             self.start(host)
@@ -188,6 +195,7 @@ class H2Call:
         self._drop_early()
         if self._host is not None and self._stream is not None:
             self._drop_held(self._host, self._stream)
+            self._stream.owner = None
         self.listener.on_reply_error(is_sent=is_sent, reason=reason)
 
     def _drop_early(self) -> None:
@@ -206,13 +214,12 @@ class H2Call:
     def on_reply_whole(self, head: ReplyHead, body: bytes, trailers: Headers) -> bool:
         """As `on_reply`, `on_data` and `on_end`; False if it was not taken so."""
         host = self._host
-        if self._held is not None or self._is_done or host is None:
-            return False
-        on_reply_whole: Callable[[int, Headers, bytes, Headers], None] | None
-        on_reply_whole = getattr(self.listener, "on_reply_whole", None)
-        if on_reply_whole is None:
+        stream = self._stream
+        on_reply_whole = self._on_reply_whole
+        if on_reply_whole is None or self._held is not None or self._is_done or host is None or stream is None:
             return False
         self._is_done = True
+        stream.owner = None
         on_reply_whole(head.status, head.headers, body, trailers)
         host.after_end()
         return True
@@ -246,6 +253,8 @@ class H2Call:
         assert host is not None and stream is not None
         if not stream.is_local_closed:
             host.h2.reset(stream, H2Code.CANCEL)
+        # No cycle with a stream that is gone: both are freed by their count, not by the collector.
+        stream.owner = None
         trailers = self._trailers
         self.listener.on_reply_end([] if trailers is None else trailers)
         host.after_end()

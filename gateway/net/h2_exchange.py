@@ -142,6 +142,7 @@ class H2Exchange:
             self._is_done = True
             self._drop_unread()
             self._connection.h2.reset(self._stream, h2_error)
+            self._release_stream()
             self._connection.after_end()
 
     # --- From the connection ---------------------------------------------------------------------------------------
@@ -158,8 +159,16 @@ class H2Exchange:
 
     def _finish(self) -> None:
         self._is_done = True
-        self._drop_unread()
+        if self._held:
+            self._drop_unread()
+        self._release_stream()
         self._connection.after_end()
+
+    def _release_stream(self) -> None:
+        """No cycle with a stream that is gone: both are freed by their count, not by the collector."""
+        stream = self._stream
+        if stream.is_local_closed and stream.is_remote_closed:
+            stream.owner = None
 
     def _drop_unread(self) -> None:
         if self._held:
@@ -183,6 +192,7 @@ class H2Exchange:
 
     def on_end(self) -> None:
         if self._is_done:
+            self._release_stream()
             return
         held = self._held
         if held is not None and (self._is_paused or held):
@@ -192,6 +202,7 @@ class H2Exchange:
 
     def on_gone(self) -> None:
         """The stream or the connection is gone."""
+        self._stream.owner = None
         if not self._is_done:
             self._is_done = True
             self._drop_unread()

@@ -19,16 +19,18 @@ _ENTRY_OVERHEAD_BYTES: Final = 32
 class HeaderBlock:
     """A decoded block, shared by all equal blocks: read-only but for its slots of derived values.
 
-    `list_bytes` is the size by RFC 9113 §6.5.2. `head` and `trailers` keep what the block says as either.
+    `list_bytes` is the size by RFC 9113 §6.5.2. `head` and `trailers` keep what the block says as either, `is_plain`
+    whether such a head may be followed by a whole body without a closer look (None: not asked yet).
     """
 
-    __slots__ = ("fields", "head", "list_bytes", "trailers")
+    __slots__ = ("fields", "head", "is_plain", "list_bytes", "trailers")
 
     def __init__(self, fields: list[Field], list_bytes: int) -> None:
         self.fields = fields
         self.list_bytes = list_bytes
         self.head: Any = None
         self.trailers: Any = None
+        self.is_plain: bool | None = None
 
 
 class Template:

@@ -144,14 +144,14 @@ class Http2Connection:
 
     def open_whole(self, block: bytes, body: bytes, owner: object) -> Stream | None:
         """`open` with the whole body, in one piece; None if the windows or the transport do not take all of it now."""
-        send = self.send
-        if not send.takes_whole(len(block), len(body)):
-            return None
         stream_id = self.next_id
+        if not self.send.request_whole(stream_id, block, body):
+            return None
         self.next_id = stream_id + 2
-        stream = self.streams[stream_id] = Stream(stream_id, send.initial_window_bytes, self.stream_window_bytes)
+        # Its send window is of no use any more.
+        stream = self.streams[stream_id] = Stream(stream_id, 0, self.stream_window_bytes)
         stream.owner = owner
-        send.request_whole(stream, block, body)
+        stream.is_local_closed = True
         return stream
 
     def reset(self, stream: Stream, code: int) -> None:
@@ -332,17 +332,14 @@ class Http2Connection:
 
     def on_request_whole(self, stream_id: int, block: bytes, body: bytes) -> None:
         decoded = self.decoder.decode(block)
-        head = decoded.head
-        if head is None:
-            head = decoded.head = self._request_head(decoded)
+        is_plain = decoded.is_plain
+        if is_plain is None:
+            is_plain = decoded.is_plain = self._is_plain_request(decoded)
         size = len(body)
         hand_on = self._on_request_whole
         if (
-            hand_on is None
-            or type(head) is not RequestHead
-            or not head.is_grpc
-            or head.content_length >= 0
-            or head.expects_continue
+            not is_plain
+            or hand_on is None
             or self.is_draining
             or stream_id <= self.last_peer_id
             or not stream_id & 1
@@ -360,15 +357,20 @@ class Http2Connection:
         stream = Stream(stream_id, self.send.initial_window_bytes, self.stream_window_bytes - size)
         stream.is_remote_closed = True
         self.streams[stream_id] = stream
-        hand_on(stream, head, body)
+        hand_on(stream, decoded.head, body)
         self._credit_connection(size)
+
+    def _is_plain_request(self, block: HeaderBlock) -> bool:
+        if block.head is None:
+            block.head = self._request_head(block)
+        head = block.head
+        return type(head) is RequestHead and head.is_grpc and head.content_length < 0 and not head.expects_continue
 
     def on_reply_whole(self, stream_id: int, block: bytes, body: bytes, trailers: bytes) -> None:
         # Whether the last block is usual must be known before the first is told; the first may be a new one.
         last = self.decoder.known(trailers)
         decoded = self.decoder.decode(block)
-        stream = self.streams.get(stream_id)
-        if last is not None and stream is not None and self._take_reply(stream, decoded, body, last):
+        if last is not None and self._take_reply(stream_id, decoded, body, last):
             return
         # Anything unusual is taken step by step.
         self._take_block(stream_id, decoded, is_end=False)
@@ -377,35 +379,34 @@ class Http2Connection:
         if self.error is None:
             self.on_block(stream_id, trailers, is_end=True)
 
-    def _take_reply(self, stream: Stream, block: HeaderBlock, body: bytes, last: HeaderBlock) -> bool:
+    def _take_reply(self, stream_id: int, block: HeaderBlock, body: bytes, last: HeaderBlock) -> bool:
         """Hand on a whole reply if nothing about it needs a closer look."""
-        head = block.head
-        if head is None:
-            head = block.head = reply_head(block.fields)
+        is_plain = block.is_plain
+        if is_plain is None:
+            is_plain = block.is_plain = _is_plain_reply(block)
         trailers = last.trailers
         if trailers is None:
             trailers = last.trailers = trailer_fields(last.fields)
         size = len(body)
+        stream = self.streams.get(stream_id)
         hand_on = self._on_reply_whole
         if (
-            hand_on is None
-            or type(head) is not ReplyHead
+            not is_plain
+            or hand_on is None
+            or stream is None
             or type(trailers) is HeadFault
-            or head.status != 200
-            or head.content_length >= 0
             or stream.has_reply_head
-            or stream.is_remote_closed
             or not stream.is_local_closed
             or stream.is_bodyless
             or size > self._recv_window_bytes
             or size > stream.recv_window_bytes
         ):
             return False
-        del self.streams[stream.id]
+        del self.streams[stream_id]
         stream.is_remote_closed = True
-        if not hand_on(stream, head, body, trailers):
+        if not hand_on(stream, block.head, body, trailers):
             stream.is_remote_closed = False
-            self.streams[stream.id] = stream
+            self.streams[stream_id] = stream
             return False
         self._recv_window_bytes -= size
         self._credit_connection(size)
@@ -498,3 +499,10 @@ class Http2Connection:
 
     def on_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         http2_control.on_frame(self, kind, flags, stream_id, payload)
+
+
+def _is_plain_reply(block: HeaderBlock) -> bool:
+    if block.head is None:
+        block.head = reply_head(block.fields)
+    head = block.head
+    return type(head) is ReplyHead and head.status == 200 and head.content_length < 0

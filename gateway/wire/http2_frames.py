@@ -119,8 +119,8 @@ _head = Struct(">BHBBL")
 _window = Struct(">BHBBLL")
 _setting = Struct(">HL")
 unpack_head = _head.unpack_from
-#: (length >> 16, length & 0xFFFF, kind, flags, stream id); `frame_head` for those who cannot spare a call.
-pack_head = _head.pack
+#: (length below 2**16, kind << 8 | flags, stream id): the head of an ordinary frame, cheaper than `frame_head`.
+pack_short = Struct(">xHHL").pack
 unpack_u32 = Struct(">L").unpack_from
 unpack_settings = _setting.iter_unpack
 pack_u32 = Struct(">L").pack

@@ -60,10 +60,12 @@ class FrameReader:
 
     __slots__ = (
         "_block_bytes",
+        "_block_bytes_max",
         "_block_frames",
         "_block_is_end",
         "_block_parts",
         "_block_stream_id",
+        "_body_bytes_max",
         "_data_is_end",
         "_data_left",
         "_data_padding",
@@ -82,6 +84,9 @@ class FrameReader:
         self._sink = sink
         self._limits = limits
         self._is_client = is_client
+        #: What `_whole` takes.
+        self._block_bytes_max = min(limits.frame_bytes_max, limits.header_block_bytes_max)
+        self._body_bytes_max = min(limits.frame_bytes_max, _VIEW_BYTES_MIN - 1)
         self._preface_left = b"" if is_client else frames.PREFACE
         self._is_started = False
         self._is_stopped = False
@@ -123,6 +128,19 @@ class FrameReader:
             if start > size:
                 break
             high, low, kind, flags, stream_id = unpack_head(data, position)
+            if (
+                kind == HEADERS
+                and flags == END_HEADERS
+                and not high
+                and low <= self._block_bytes_max
+                and 0 < stream_id <= frames.STREAM_ID_MAX
+                and self._is_started
+                and not self._block_stream_id
+            ):
+                end = self._whole(data, stream_id, start, start + low, size)
+                if end:
+                    position = end
+                    continue
             length = high << 16 | low
             stream_id &= frames.STREAM_ID_MAX
             if length > frame_bytes_max:
@@ -154,11 +172,6 @@ class FrameReader:
             if end > size:
                 break
             if kind == HEADERS:
-                if flags == END_HEADERS and end + FRAME_HEAD_BYTES < size:
-                    whole = self._whole(data, stream_id, start, end, size)
-                    if whole:
-                        position = whole
-                        continue
                 self._on_headers(flags, stream_id, data[start:end])
             elif kind == CONTINUATION:
                 self._on_continuation(flags, data[start:end])
@@ -244,15 +257,16 @@ class FrameReader:
 
         Returns the position after it, 0 if what follows the head is anything else.
         """
-        high, low, kind, flags, body_stream_id = unpack_head(data, end)
         start_of_body = end + FRAME_HEAD_BYTES
+        if start_of_body >= size:
+            return 0
+        high, low, kind, flags, body_stream_id = unpack_head(data, end)
         end_of_body: int = start_of_body + low
         if (
             kind != DATA
             or body_stream_id != stream_id
             or high
-            or not 0 < low < _VIEW_BYTES_MIN
-            or low > self._limits.frame_bytes_max
+            or not 0 < low <= self._body_bytes_max
             or end_of_body > size
         ):
             return 0
@@ -269,7 +283,7 @@ class FrameReader:
             or flags != _END_BOTH
             or end_stream_id != stream_id
             or high
-            or low > self._limits.header_block_bytes_max
+            or low > self._block_bytes_max
             or end_of_all > size
         ):
             return 0

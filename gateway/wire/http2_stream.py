@@ -9,9 +9,22 @@ from typing import Any, Final, Protocol
 
 from gateway.call import Data
 from gateway.wire import http2_frames as frames
-from gateway.wire.http2_frames import DATA, END_HEADERS, END_STREAM, HEADERS, Http2Limits, frame_head, pack_head
+from gateway.wire.http2_frames import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    FRAME_BYTES_DEFAULT,
+    HEADERS,
+    Http2Limits,
+    frame_head,
+    pack_short,
+)
 
-_END_BOTH: Final = END_HEADERS | END_STREAM
+#: Kind and flags as `pack_short` takes them.
+_HEAD: Final = HEADERS << 8 | END_HEADERS
+_BODY: Final = DATA << 8
+_BODY_AND_END: Final = DATA << 8 | END_STREAM
+_TRAILERS: Final = HEADERS << 8 | END_HEADERS | END_STREAM
 
 _VIEW_BYTES_MIN: Final = 16 * 1024
 _MERGE_BYTES_MAX: Final = 4 * 1024
@@ -144,47 +157,33 @@ class SendSide:
             self.block_prefix = b""
         self.out.append(frames.headers(stream_id, block, self.frame_bytes_max, is_end=is_end))
 
-    def takes_whole(self, block_bytes: int, body_bytes: int) -> bool:
-        """Whether a new stream's head and body can leave at once, in one frame each."""
-        frame_bytes_max = self.frame_bytes_max
-        return (
-            0 < body_bytes <= self.window_bytes
-            and body_bytes <= self.initial_window_bytes
-            and body_bytes <= frame_bytes_max
-            and block_bytes <= frame_bytes_max
-            and self.out_bytes < self._out_bytes_max
-            and not self.is_gated
-            and not self.block_prefix
-        )
-
-    def request_whole(self, stream: Stream, block: bytes, body: bytes) -> None:
-        """A whole request: HEADERS and DATA in one piece. `takes_whole` must hold."""
+    def request_whole(self, stream_id: int, block: bytes, body: bytes) -> bool:
+        """A new stream's request, HEADERS and DATA in one piece; False if not all of it can leave now."""
         size = len(body)
         length = len(block)
-        stream_id = stream.id
-        stream.send_window_bytes -= size
+        if (
+            not 0 < size <= self.window_bytes
+            or size > self.initial_window_bytes
+            or size + length >= FRAME_BYTES_DEFAULT
+            or self.out_bytes >= self._out_bytes_max
+            or self.is_gated
+            or self.block_prefix
+        ):
+            return False
         self.window_bytes -= size
         self.out_bytes += size
         self.data_frames += 1
-        self.out += (
-            pack_head(length >> 16, length & 0xFFFF, HEADERS, END_HEADERS, stream_id),
-            block,
-            pack_head(size >> 16, size & 0xFFFF, DATA, END_STREAM, stream_id),
-            body,
-        )
-        stream.is_local_closed = True
+        self.out += (pack_short(length, _HEAD, stream_id), block, pack_short(size, _BODY_AND_END, stream_id), body)
+        return True
 
     def reply(self, stream: Stream, block: bytes, body: Data, trailers: bytes | None) -> None:
         """A whole reply: HEADERS, DATA and trailers in one piece where the windows allow it."""
         size = len(body)
-        frame_bytes_max = self.frame_bytes_max
         if (
             trailers is not None
             and 0 < size <= stream.send_window_bytes
             and size <= self.window_bytes
-            and size <= frame_bytes_max
-            and len(block) <= frame_bytes_max
-            and len(trailers) <= frame_bytes_max
+            and size + len(block) + len(trailers) < FRAME_BYTES_DEFAULT
             and not self.is_gated
             and not stream.is_local_closed
             and not self.block_prefix
@@ -195,14 +194,16 @@ class SendSide:
             self.out_bytes += size
             self.data_frames += 1
             self.out += (
-                pack_head(len(block) >> 16, len(block) & 0xFFFF, HEADERS, END_HEADERS, stream_id),
+                pack_short(len(block), _HEAD, stream_id),
                 block,
-                pack_head(size >> 16, size & 0xFFFF, DATA, 0, stream_id),
+                pack_short(size, _BODY, stream_id),
                 body if type(body) is bytes else hold(body),
-                pack_head(len(trailers) >> 16, len(trailers) & 0xFFFF, HEADERS, _END_BOTH, stream_id),
+                pack_short(len(trailers), _TRAILERS, stream_id),
                 trailers,
             )
-            self._end(stream)
+            stream.is_local_closed = True
+            if stream.is_remote_closed:
+                self._streams.pop(stream_id, None)
             return
         is_end = trailers is None
         self.headers(stream, block, is_end=is_end and not size)

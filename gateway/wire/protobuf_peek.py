@@ -269,7 +269,12 @@ def _are_raw_tensors(data: bytes, position: int, size: int) -> bool:
             length = data[position + 1]
             position += 2
             if length >= 0x80:
-                length, position = _varint(data, position - 1, size)
+                high = data[position]
+                if high < 0x80:
+                    length += (high << 7) - 0x80
+                    position += 1
+                else:
+                    length, position = _varint(data, position - 1, size)
             position += length
     except (IndexError, _Short, ValueError):
         return False

@@ -57,6 +57,8 @@ class Pump:
         self._error: str | None = None
         self._failures = 0
         self._damages: list[Damaged] = []
+        #: Records that the last pass read: what the pauses between passes go by.
+        self.pass_records = 0
 
     def run_once(self) -> bool:
         """One pass: post what is left over, read on, post, acknowledge. True when there may be more to do at once.
@@ -135,8 +137,8 @@ class Pump:
 
     def _read(self) -> bool:
         """Feed the intake with up to PASS_RECORDS_MAX records. True when the limit was met."""
-        read = 0
-        while read < PASS_RECORDS_MAX:
+        self.pass_records = 0
+        while self.pass_records < PASS_RECORDS_MAX:
             result = self._reader.read_batch(READ_RECORDS)
             if result is None:
                 return False
@@ -148,7 +150,7 @@ class Pump:
                 self._intake.end(source, result.last_seq)
             else:
                 self._intake.feed(source, result.records)
-                read += len(result.records)
+                self.pass_records += len(result.records)
         return True
 
     def _post_all(self) -> None:

@@ -11,6 +11,7 @@ from tests.e2e.harness import Tollway
 
 SUPERVISOR: Final = "supervisor"
 WORKER: Final = "worker-0"
+SECOND_WORKER: Final = "worker-1"
 FAILPOINTS: Final[dict[str, tuple[str, ...]]] = {
     WORKER: ("after_append", "before_sync", "after_sync", "before_send", "after_send_before_mark", "after_first_chunk"),
     "meter": ("before_commit", "after_commit_before_ack", "before_segment_delete"),
@@ -24,8 +25,9 @@ _POINT_S: Final = 60.0
 
 @dataclass(slots=True)
 class Tally:
-    """What died: by (role, how)."""
+    """What died: by (role, how). With the supervisor die all `workers`."""
 
+    workers: int
     kills: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
@@ -34,7 +36,8 @@ class Tally:
 
     @property
     def worker_deaths(self) -> int:
-        return sum(count for (role, _), count in self.kills.items() if role in (WORKER, SUPERVISOR))
+        weights = {SUPERVISOR: self.workers, WORKER: 1, SECOND_WORKER: 1}
+        return sum(weights.get(role, 0) * count for (role, _), count in self.kills.items())
 
     def lines(self) -> list[str]:
         return [f"{role:<12} {how:<24} {count:>4}" for (role, how), count in sorted(self.kills.items())]
@@ -47,7 +50,7 @@ class Killer:
         self._tollway = tollway
         self.seed = seed
         self.random = random.Random(seed)
-        self.tally = Tally()
+        self.tally = Tally(workers=int(tollway.settings.get("workers", "1")))
 
     def at_random(self, role: str) -> None:
         """`kill -9` at any moment of a serving process."""
@@ -83,7 +86,10 @@ class Killer:
 
 
 def plan(seed: int, kills: int) -> list[Callable[[Killer], None]]:
-    """Steps worth at least `kills` deaths: every failpoint (two deaths each), every role at random, in seeded order."""
+    """Steps worth at least `kills` deaths: every failpoint (two deaths each), every role at random, in seeded order.
+
+    For a Tollway with two workers.
+    """
     choice = random.Random(seed)
     steps: list[tuple[int, Callable[[Killer], None]]] = []
     total = 0
@@ -95,7 +101,7 @@ def plan(seed: int, kills: int) -> list[Callable[[Killer], None]]:
         ]
         one_round += [
             (1, lambda killer, role=role: killer.at_random(role))  # type: ignore[misc]
-            for role in ("engine", "control", SUPERVISOR, "engine", "quota", "meter")
+            for role in ("engine", "control", SUPERVISOR, "engine", SECOND_WORKER, "quota", "meter")
         ]
         # Workers in between the others: one that dies all the time is started later and later.
         workers, others = one_round[:6], one_round[6:]

@@ -20,6 +20,8 @@ from tritonclient.grpc import service_pb2
 from tests.e2e.crash.truth import GRPC, HTTP, Attempt, Truth
 
 CALL_S: Final = 20.0
+#: Kept connections would all end up at the worker that lived longest: a lane connects anew from time to time.
+_CALLS_PER_CONNECTION: Final = 20
 _PAUSE_S: Final = 0.02
 _INFER_METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 _BIG_FLOATS: Final = 40_000
@@ -143,6 +145,7 @@ class Load:
     async def _run_lane(self, lane: Lane) -> None:
         writer: asyncio.StreamWriter | None = None
         reader: asyncio.StreamReader | None = None
+        calls = 0
         while not self._stop.is_set():
             tenant, key = lane.next_key()
             attempt = Attempt(tenant=tenant, protocol=HTTP, kind=lane.kind)
@@ -155,7 +158,8 @@ class Load:
                         await self._leave(attempt, reader, self._random.uniform(0, lane.hang_up_s))
                     else:
                         await _read_reply(attempt, reader)
-                is_reusable = attempt.is_complete
+                calls += 1
+                is_reusable = attempt.is_complete and calls % _CALLS_PER_CONNECTION != 0
             except (OSError, asyncio.IncompleteReadError):
                 is_reusable = False
             self._truth.add(attempt)

@@ -73,10 +73,11 @@ def run(
     environment: Mapping[str, str] | None = None,
     daily_cap: int = DAILY_CAP,
     segment_bytes: int = SEGMENT_BYTES,
+    workers: int = 1,
 ) -> Outcome:
     """Start, load, `steps`, rest, stop, judge. `command` replaces `tollway up`'s (planted bugs)."""
     changes = {"command": command} if command is not None else {}
-    settings = {"usage_segment_bytes": str(segment_bytes)}
+    settings = {"usage_segment_bytes": str(segment_bytes), "workers": str(workers)}
     with Tollway(settings=settings, environment=environment, **changes) as tollway:  # type: ignore[arg-type]
         cast = _cast(tollway, daily_cap)
         truth = Truth(tollway.folder / "truth.jsonl")

@@ -20,7 +20,7 @@ def seed_of_today() -> int:
 def _run(kill_count: int) -> None:
     seed = seed_of_today()
     print(f"crash suite: {SEED_VARIABLE}={seed}", flush=True)
-    outcome = scenario.run(seed, kills.plan(seed, kill_count))
+    outcome = scenario.run(seed, kills.plan(seed, kill_count), workers=2)
     print(outcome.report(), flush=True)
     assert outcome.is_sound, outcome.report()
     assert outcome.tally.total >= kill_count

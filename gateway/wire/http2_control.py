@@ -69,14 +69,16 @@ def _on_window_update(connection: "Http2Connection", stream_id: int, increment: 
 
 
 def _on_rst_stream(connection: "Http2Connection", stream_id: int, code: int) -> None:
-    stream = connection.streams.pop(stream_id, None)
+    stream = connection.streams.get(stream_id)
     if stream is None:
         if connection.is_idle(stream_id):
             raise Http2Error(H2Code.PROTOCOL_ERROR, "RST_STREAM on an idle stream")
         connection.guard.on_control_frame("RST_STREAM frames on closed streams")
         return
     if not stream.is_local_closed:
+        # May raise: the stream must still be listed then, or its call and bytes would outlive the connection.
         connection.guard.on_reset()
+    del connection.streams[stream_id]
     connection.forget(stream, is_ours=False)
     connection.handler.on_reset(stream, code, is_processed=code != H2Code.REFUSED_STREAM)
 

@@ -131,7 +131,8 @@ class MessagePeek:
         """Take over what is known of a head that begins `data`; returns the position after it, 0 if there is none."""
         for length in _lengths:
             known = _heads.get(bytes(data[:length]))
-            if known is not None:
+            # A part shorter than `length` may be a shorter head: what follows would be skipped unread.
+            if known is not None and len(data) >= length:
                 self.model, self.version, self.id, self.rows = known
                 self.state = Peeked.READY
                 self._has_inputs = True

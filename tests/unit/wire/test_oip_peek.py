@@ -336,3 +336,22 @@ def test_a_fault_is_for_good_also_when_a_whole_message_follows() -> None:
     assert made.feed(grpc.frame(infer(raw_bytes=10))) is Peeked.FAULT
     assert made.end() is Peeked.FAULT
     assert made.code is Code.BODY_TOO_LARGE
+
+
+def test_a_part_that_ends_with_a_remembered_head_hides_nothing_that_follows() -> None:
+    """Found by fuzzing: the step over the head had the length of another one, and what it stepped over ran unseen."""
+    protobuf_peek._heads.clear()
+    protobuf_peek._lengths.clear()
+    raw, longer = infer(model="free", id="1"), infer(model="free", id="1" * 12)
+    for known in (raw, longer):
+        assert peek(grpc.frame(known)).model == b"free"
+    at = raw.index(text(7, b"\x0a" * 1000))
+    override = text(1, b"expensive")
+    assert len(longer) - len(raw) == len(override), "the field fits exactly into what would be skipped"
+    body = grpc.frame(raw[:at] + override + raw[at:])
+    made = GrpcPeek(1 << 20)
+    made.feed(body[: 5 + at])
+    made.feed(body[5 + at :])
+    assert made.end() is Peeked.FAULT
+    assert peek(body).violates
+    assert peek(body, 1).violates

@@ -50,7 +50,15 @@ from gateway.routing.router import Endpoint, Router
 from gateway.rows import RowPeek, row_peek_of
 from gateway.settings import Limits
 from gateway.wire.grpc import PREFIX_BYTES, format_timeout
-from gateway.wire.grpc_blocks import Trailers, forward_block, head_block, reply_block, timeout_field, trailers_of
+from gateway.wire.grpc_blocks import (
+    Trailers,
+    forward_block,
+    head_block,
+    limits_block,
+    reply_block,
+    timeout_field,
+    trailers_of,
+)
 from gateway.wire.header_blocks import BlockEncoder
 from gateway.wire.http1 import encode_fields
 from gateway.wire.http2_frames import H2Code
@@ -791,7 +799,7 @@ class LiveCall:
                 self.record_ns,
             ),
         )
-        return block if grant is None else block + encoder.encode(list(grant.headers))
+        return block if grant is None else block + limits_block(encoder, grant.headers)
 
     def _trailer_block(self, trailers: Trailers) -> bytes:
         block = trailers.block

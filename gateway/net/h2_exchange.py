@@ -86,8 +86,14 @@ class H2Exchange:
         """`reply` with its headers (status first) and trailers already encoded."""
         if self._is_done:
             return
-        self._connection.h2.send.reply(self._stream, block, body, trailers)
-        self._finish()
+        self._is_done = True
+        connection, stream = self._connection, self._stream
+        connection.h2.send.reply(stream, block, body, trailers)
+        if self._held:
+            self._drop_unread()
+        if stream.is_local_closed and stream.is_remote_closed:
+            stream.owner = None  # see `_release_stream`
+        connection.after_end()
 
     def send_head(self, status: int, headers: Headers) -> None:
         if not self._is_done:

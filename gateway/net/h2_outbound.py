@@ -114,7 +114,8 @@ class H2UpstreamPool:
         self, method: bytes, target: bytes, fields: bytes, body: bytes, listener: UpstreamListener
     ) -> H2Call:
         """As `request` and its body and end, in one step. `fields`: the encoded headers."""
-        call = H2Call(self, self._prefix(method, target) + fields, listener, is_bodyless=False)
+        prefix = self._prefixes.get((method, target)) or self._prefix(method, target)
+        call = H2Call(self, prefix + fields, listener, is_bodyless=False)
         for connection in self._connections:
             if connection.has_room:
                 call.start_whole(connection, body)

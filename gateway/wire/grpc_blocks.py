@@ -44,6 +44,20 @@ def timeout_field(timeout: bytes) -> bytes:
 
 def reply_block(head: bytes, call_id: bytes, request_id: bytes, charge: bytes, timing: bytes) -> bytes:
     """What an answered call says of itself, behind the encoded `head`."""
+    if len(request_id) < 0x7F and len(charge) < 0x7F and len(timing) < 0x7F:
+        return (
+            b"%b\x00\x0ftollway-call-id\x24%b\x00\x0cx-request-id%c%b\x00\x0etollway-charge%c%b\x00\x0dserver-timing%c%b"
+            % (
+                head,
+                call_id,
+                len(request_id),
+                request_id,
+                len(charge),
+                charge,
+                len(timing),
+                timing,
+            )
+        )
     return b"%b\x00\x0ftollway-call-id\x24%b\x00\x0cx-request-id%b\x00\x0etollway-charge%b\x00\x0dserver-timing%b" % (
         head,
         call_id,
@@ -61,6 +75,15 @@ def head_block(encoder: BlockEncoder, status: int, headers: Headers) -> bytes:
     if type(known) is not tuple or known[0] != status:
         known = headers.memo = (status, encoder.status(status) + encoder.encode(headers))
     return cast(bytes, known[1])
+
+
+def limits_block(encoder: BlockEncoder, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """The headers of a grant: mostly what the limits are and what is left of them."""
+    if len(headers) == 2:
+        (first, limits), (second, left) = headers
+        if first == b"ratelimit-policy" and second == b"ratelimit" and len(limits) < 0x7F and len(left) < 0x7F:
+            return b"\x00\x10ratelimit-policy%c%b\x00\x09ratelimit%c%b" % (len(limits), limits, len(left), left)
+    return encoder.encode(list(headers))
 
 
 class Trailers:

@@ -45,6 +45,9 @@ Known = tuple[str, str, int]
 _heads: dict[bytes, tuple[bytes, bytes, bytes, int]] = {}
 #: The same for `recall_whole`, of heads whose names are UTF-8.
 _known: dict[bytes, Known] = {}
+#: And of those up to the first byte of the one raw tensor that ends the message, with the message's length.
+_exact: dict[bytes, tuple[int, Known]] = {}
+_exact_lengths: list[int] = []
 #: Lengths of heads met last, newest first: where to look for one.
 _lengths: list[int] = []
 
@@ -253,20 +256,37 @@ def recall_whole(data: bytes, start: int) -> Known | None:
 
     None says nothing about the message: a `MessagePeek` has to read it.
     """
+    for length in _exact_lengths:
+        exact = _exact.get(data[start : start + length])
+        if exact is not None and exact[0] == len(data) - start:
+            return exact[1]
     for length in _lengths:
         position = start + length
         known = _known.get(data[start:position])
         if known is not None:
-            return known if _are_raw_tensors(data, position, len(data)) else None
+            first = _first_raw_byte(data, position, len(data))
+            if first > 0:
+                _learn_exact(data[start:first], len(data) - start, known)
+            return known if first >= 0 else None
     return None
 
 
-def _are_raw_tensors(data: bytes, position: int, size: int) -> bool:
-    """Whether `data` from `position` on is complete raw tensors."""
+def _learn_exact(head: bytes, size: int, known: Known) -> None:
+    if len(_exact) >= _HEADS_MAX:
+        _exact.clear()
+    _exact[head] = (size, known)
+    if len(head) not in _exact_lengths:
+        _exact_lengths.insert(0, len(head))
+        del _exact_lengths[_LENGTHS_MAX:]
+
+
+def _first_raw_byte(data: bytes, position: int, size: int) -> int:
+    """-1 unless `data` from `position` on is complete raw tensors; where the content of the only one begins, else 0."""
+    first = -1
     try:
         while position < size:
             if data[position] != _RAW_CONTENTS_TAG:
-                return False
+                return -1
             length = data[position + 1]
             position += 2
             if length >= 0x80:
@@ -276,10 +296,11 @@ def _are_raw_tensors(data: bytes, position: int, size: int) -> bool:
                     position += 1
                 else:
                     length, position = _varint(data, position - 1, size)
+            first = position if first < 0 else 0
             position += length
     except (IndexError, _Short, ValueError):
-        return False
-    return position == size
+        return -1
+    return max(first, 0) if position == size else -1
 
 
 def _first_dimension(data: Data, position: int, end: int, available: int) -> int:

@@ -5,7 +5,7 @@ import pytest
 from gateway.call import Headers, RequestHead
 from gateway.wire import http2_frames as frames
 from gateway.wire.field_list import FieldList
-from gateway.wire.grpc_blocks import forward_block, head_block, reply_block, timeout_field, trailers_of
+from gateway.wire.grpc_blocks import forward_block, head_block, limits_block, reply_block, timeout_field, trailers_of
 from gateway.wire.header_blocks import BlockEncoder
 from gateway.wire.http2_fields import ReplyHead
 from gateway.wire.http2_frames import H2Code
@@ -326,3 +326,29 @@ def test_names_that_are_not_utf8_are_not_recalled() -> None:
     peek = MessagePeek()
     assert peek.feed(message) is Peeked.READY
     assert recall_whole(message, 0) is None
+
+
+def test_a_message_of_one_known_tensor_is_held_to_its_own_length() -> None:
+    one = KNOWN + raw_tensor(300)
+    peek = MessagePeek()
+    peek.feed(one)
+    for _ in range(2):
+        assert recall_whole(one, 0) == ("remember1", "2", 7)
+        assert recall_whole(one[:-1], 0) is None
+        assert recall_whole(one + b"\x0a\x05other", 0) is None
+        assert recall_whole(one + raw_tensor(4), 0) == ("remember1", "2", 7)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        (),
+        ((b"ratelimit-policy", b'"rate";q=1;w=1'), (b"ratelimit", b'"rate";r=1;t=1')),
+        ((b"ratelimit-policy", b"x" * 127), (b"ratelimit", b"y")),
+        ((b"ratelimit-policy", b"x"), (b"ratelimit", b"y" * 127)),
+        ((b"ratelimit", b"x"), (b"ratelimit-policy", b"y")),
+        ((b"ratelimit", b"x"),),
+    ],
+)
+def test_limits_are_encoded_as_by_the_encoder(headers: tuple[tuple[bytes, bytes], ...]) -> None:
+    assert limits_block(BlockEncoder(), headers) == BlockEncoder().encode(list(headers))

@@ -28,6 +28,7 @@ TARGETS = {
     "h2_outbound": Target(shell.h2_outbound, shell.OUTBOUND_SEEDS),
     "grpc_messages": Target(calls.grpc_messages, calls.GRPC_SEEDS),
     "grpc_peek": Target(calls.grpc_peek, calls.PEEK_SEEDS),
+    "peek_memory": Target(calls.peek_memory, calls.MEMORY_SEEDS),
     "oip_target": Target(calls.oip_target, calls.TARGET_SEEDS),
     "json_heads": Target(calls.json_heads, calls.JSON_SEEDS),
     "key_text": Target(calls.key_text, calls.KEY_SEEDS),

@@ -13,7 +13,7 @@ from gateway.call import Headers, RequestHead
 from gateway.engine import heads as engine_heads
 from gateway.errors import Refusal
 from gateway.heads import facts_of
-from gateway.wire import grpc
+from gateway.wire import grpc, protobuf_peek
 from gateway.wire.oip_peek import GrpcPeek, json_rows
 from gateway.wire.oip_target import Route, parse_target
 from gateway.wire.protobuf_peek import Peeked
@@ -23,6 +23,15 @@ from tests.fuzz.feeding import joined, pieces, steps
 _MESSAGE_BYTES_MAX = 1 << 12
 _ENCODINGS = (b"identity", b"gzip", b"deflate", b"snappy")
 _CREDENTIALS = {b"authorization", b"x-api-key", b"apikey", b"x-apig-appcode", b"cookie"}
+
+
+#: Module-level memories of protobuf_peek: emptied, so that a finding shows again by itself.
+_MEMORIES = [name for name, value in vars(protobuf_peek).items() if name[:2] != "__" and type(value) in (dict, list)]
+
+
+def _forget() -> None:
+    for memory in _MEMORIES:
+        getattr(protobuf_peek, memory).clear()
 
 
 def _messages(parts: list[bytes]) -> tuple[list[tuple[bool, bytes]], Grpc | None, bool]:
@@ -67,6 +76,7 @@ def grpc_peek(data: bytes) -> None:
     """What a peek authorises is what protobuf, and so the backend, will read, in any split and compression."""
     if not data:
         return
+    _forget()
     encoding, is_stream = _ENCODINGS[data[0] & 3], bool(data[0] & 4)
     peek = _peeked([data[1:]], encoding, is_stream=is_stream)
     cut = _peeked(list(steps(data[1:], data[0])), encoding, is_stream=is_stream)
@@ -84,6 +94,29 @@ def grpc_peek(data: bytes) -> None:
         assert peek.version == request.model_version.encode()
         if place == 0 and peek.rows >= 0:
             assert peek.rows == request.inputs[0].shape[0], "rows that a client could steer"
+
+
+def _facts(peek: GrpcPeek) -> object:
+    if peek.state is Peeked.FAULT:
+        return Peeked.FAULT
+    return peek.model, peek.version, peek.id, peek.rows
+
+
+def peek_memory(data: bytes) -> None:
+    """What earlier messages left in memory never changes what a later one says, wherever it is cut."""
+    _forget()
+    for message in pieces(data)[:12]:
+        body = grpc.frame(message)
+        # Byte by byte nothing is remembered.
+        expected = _facts(_peeked([body[at : at + 1] for at in range(len(body))], b"identity", is_stream=False))
+        places = {5 + length for length in protobuf_peek._lengths} | set(range(6, len(body), 1 + len(body) // 24))
+        for at in sorted(places):
+            assert _facts(_peeked([body[:at], body[at:]], b"identity", is_stream=False)) == expected
+        assert _facts(_peeked([body], b"identity", is_stream=False)) == expected
+        known = protobuf_peek.recall_whole(body, 5)
+        if known is not None:
+            assert isinstance(expected, tuple)
+            assert known == (expected[0].decode(), expected[1].decode(), expected[3])
 
 
 def oip_target(data: bytes) -> None:
@@ -195,6 +228,10 @@ PEEK_SEEDS = [
     b"\4" + _INFER + _INFER,
     b"\2" + grpc.frame(zlib.compress(infer_request()), is_compressed=True),
     b"\0" + grpc.frame(service_pb2.ModelReadyRequest(name="m", version="1").SerializeToString()),
+]
+MEMORY_SEEDS = [
+    joined([infer_request("m"), infer_request("m", "1234567"), infer_request("m"), infer_request("n", "")]),
+    joined([infer_request("free"), infer_request("free", "2" * 11), infer_request("free")[:9] + infer_request("x")]),
 ]
 TARGET_SEEDS = [
     b"/v2/models/a%20b/versions/3/infer?x=1",

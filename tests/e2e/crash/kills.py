@@ -47,7 +47,7 @@ class Killer:
     """Kills parts of `tollway`. Every method returns when the replacement has been started or was seen to serve."""
 
     def __init__(self, tollway: Tollway, seed: int) -> None:
-        self._tollway = tollway
+        self.tollway = tollway
         self.seed = seed
         self.random = random.Random(seed)
         self.tally = Tally(workers=int(tollway.settings.get("workers", "1")))
@@ -56,23 +56,23 @@ class Killer:
         """`kill -9` at any moment of a serving process."""
         self._pause()
         if role == SUPERVISOR:
-            self._tollway.kill_supervisor()
+            self.tollway.kill_supervisor()
             self.tally.kills[role, "random"] += 1
-            self._tollway.start()
+            self.tollway.start()
             return
-        self._tollway.wait(lambda: self._tollway.does_answer(role), f"{role} to serve")
-        pid = self._tollway.kill(role)
+        self.tollway.wait(lambda: self.tollway.does_answer(role), f"{role} to serve")
+        pid = self.tollway.kill(role)
         self.tally.kills[role, "random"] += 1
-        self._tollway.wait(lambda: self._tollway.pids().get(role, pid) != pid, f"a new {role}")
+        self.tollway.wait(lambda: self.tollway.pids().get(role, pid) != pid, f"a new {role}")
 
     def at_failpoint(self, role: str, point: str, nth: int | None = None) -> None:
         """Replace `role` by an armed process and see it die at `point`."""
         nth = nth or self.random.randint(1, 1 if point == "after_first_chunk" else _NTH_MAX[role])
-        self._tollway.order_failpoint(role, f"{point}:{nth}")
+        self.tollway.order_failpoint(role, f"{point}:{nth}")
         self.at_random(role)
-        armed = self._tollway.pid_of(role)
-        self._tollway.wait(
-            lambda: self._tollway.pids().get(role, armed) != armed, f"{role} to die at {point}:{nth}", _POINT_S
+        armed = self.tollway.pid_of(role)
+        self.tollway.wait(
+            lambda: self.tollway.pids().get(role, armed) != armed, f"{role} to die at {point}:{nth}", _POINT_S
         )
         self.tally.kills[role, point] += 1
 

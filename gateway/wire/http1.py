@@ -225,7 +225,8 @@ class ResponseHead:
 
     def __init__(self, status: int, headers: Headers, length: int, *, is_keepalive: bool) -> None:
         self.status = status
-        self.headers = FieldList(headers)
+        #: A `FieldList`, shared where one is given.
+        self.headers: Headers = headers if type(headers) is FieldList else FieldList(headers)
         self.length = length
         self.is_keepalive = is_keepalive
         #: The connection ends with this reply by its own words, not for want of a length.
@@ -267,9 +268,7 @@ class ResponseHeads:
             return head, units
         if head.length != ResponseHead.UNTIL_CLOSE:
             raise Http1Error(Code.BACKEND_PROTOCOL, "two framings in a response")
-        whole = ResponseHead.__new__(ResponseHead)
-        whole.status, whole.headers, whole.length = head.status, head.headers, length
-        whole.is_keepalive = not head.is_close_said
+        whole = ResponseHead(head.status, head.headers, length, is_keepalive=not head.is_close_said)
         whole.is_close_said = head.is_close_said
         return whole, units
 

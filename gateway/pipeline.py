@@ -42,6 +42,7 @@ from gateway.net.budget import BufferBudget
 from gateway.net.exchange import POOL_FULL, Exchange, Upstream
 from gateway.net.h1_inbound import H1Exchange
 from gateway.net.h1_outbound import H1Request, H1UpstreamPool
+from gateway.net.h2_call import H2Call
 from gateway.net.h2_exchange import H2Exchange
 from gateway.net.h2_outbound import H2UpstreamPool
 from gateway.quota.store import Decision, Grant, QuotaStore
@@ -70,6 +71,8 @@ _NO_TRAILERS: Final[Headers] = []
 #: Whole bodies up to this are not counted in the worker's budget: `calls_in_flight_max` bounds them well enough.
 _UNCOUNTED_BYTES_MAX: Final = 4096
 _TEMPLATES_MAX: Final = 4096
+#: Calls that hand over units apart from headers.
+_CUTTING: Final = (H1Request, H2Call)
 
 
 #: Where a call stands (`LiveCall.stage`); events for an earlier or later stage are ignored. Plain ints: see heads.
@@ -577,7 +580,9 @@ class LiveCall:
         self.reply_headers = kept
         if endpoint.is_trusted:
             upstream = self.upstream
-            for name, value in upstream.units if isinstance(upstream, H1Request) else units:
+            # Cut by the wire from heads that then are shared, else among the others.
+            cut = upstream.units if isinstance(upstream, _CUTTING) else None
+            for name, value in cut or units:
                 self._read_units(name, value)
 
     def _read_units(self, name: bytes, value: bytes) -> None:

@@ -62,12 +62,15 @@ class H2Call:
         "block",
         "is_writable",
         "listener",
+        "units",
     )
 
     def __init__(self, pool: WaitingRoom, block: bytes, listener: UpstreamListener, *, is_bodyless: bool) -> None:
         self.block = block
         self.listener = listener
         self.is_writable = True
+        #: What a reply's `ReplyHead` says.
+        self.units: Headers | None = None
         self._pool = pool
         self._host: CallHost | None = None
         self._stream: Stream | None = None
@@ -209,6 +212,7 @@ class H2Call:
     def on_reply(self, head: ReplyHead, *, is_end: bool) -> None:
         if is_end and any(name == b"grpc-status" for name, _ in head.headers):
             self._trailers = head.headers
+        self.units = head.units
         self.listener.on_reply_head(head.status, head.headers, head.content_length)
 
     def on_reply_whole(self, head: ReplyHead, body: bytes, trailers: Headers) -> bool:
@@ -220,6 +224,7 @@ class H2Call:
             return False
         self._is_done = True
         stream.owner = None
+        self.units = head.units
         on_reply_whole(head.status, head.headers, body, trailers)
         host.after_end()
         return True

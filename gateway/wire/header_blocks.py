@@ -5,6 +5,7 @@ size update 0x20), a block means the same whenever it comes: `HeaderMemo` then m
 single fields, to what they say, for all connections of a process. Until then the `hpack` package keeps the full state.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -12,7 +13,7 @@ import hpack
 
 from gateway.wire.header_memo import HeaderBlock, HeaderMemo
 from gateway.wire.hpack_static import STATIC_NAME_INDEX, STATIC_PAIR_INDEX, STATIC_TABLE, STATIC_TABLE_LENGTH
-from gateway.wire.http2_fields import Field, field
+from gateway.wire.http2_fields import REGULAR, Field, ReplyHead, field, reply_head
 from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits
 from gateway.wire.huffman import decode_huffman, decode_name
 
@@ -104,6 +105,35 @@ def _offsets(raw: bytes) -> list[int]:
     return offsets
 
 
+#: How a reply of our own engine ends (its encoder writes literals without indexing).
+_units: Final = re.compile(
+    rb"\x00\x0ctollway-rows([\x01-\x14])([0-9]+)"
+    rb"\x00\x12tollway-compute-ns([\x01-\x14])([0-9]+)"
+    rb"\x00\x10tollway-queue-ns([\x01-\x14])([0-9]+)\Z"
+).search
+#: What they count towards the header list but for their values.
+_UNITS_LIST_BYTES: Final = 3 * _ENTRY_OVERHEAD_BYTES + len(b"tollway-rowstollway-compute-nstollway-queue-ns")
+
+
+def _with_units(known: HeaderBlock, units: re.Match[bytes]) -> HeaderBlock | None:
+    """The block of `known` and the units behind it; None if the whole has to be judged."""
+    rows_bytes, rows, compute_bytes, compute_ns, queue_bytes, queue_ns = units.groups()
+    if len(rows) != rows_bytes[0] or len(compute_ns) != compute_bytes[0] or len(queue_ns) != queue_bytes[0]:
+        return None
+    if known.head is None:
+        known.head = reply_head(known.fields)
+    head = known.head
+    if type(head) is not ReplyHead or head.units:
+        return None
+    pairs = [(b"tollway-rows", rows), (b"tollway-compute-ns", compute_ns), (b"tollway-queue-ns", queue_ns)]
+    block = HeaderBlock(
+        [*known.fields, (pairs[0], REGULAR), (pairs[1], REGULAR), (pairs[2], REGULAR)],
+        known.list_bytes + _UNITS_LIST_BYTES + len(rows) + len(compute_ns) + len(queue_ns),
+    )
+    block.head = ReplyHead(head.status, head.headers, head.content_length, pairs)
+    return block
+
+
 class BlockDecoder:
     """Decodes the blocks of one connection, in order. `memo` may be shared by all connections with equal limits."""
 
@@ -136,6 +166,19 @@ class BlockDecoder:
     def known(self, raw: bytes) -> HeaderBlock | None:
         """What `decode` would say, if that is remembered and reading the block changes nothing; else None."""
         return self._memo.blocks.get(raw) if self.is_stateless else None
+
+    def decode_reply(self, raw: bytes) -> HeaderBlock:
+        """`decode` for who mostly reads replies of our own engine: they differ in the units that end them."""
+        if self.is_stateless and raw not in self._memo.blocks:
+            units = _units(raw)
+            if units is not None:
+                try:
+                    # A part that is no whole number of fields is truncated, and so an error.
+                    known = self.decode(raw[: units.start()])
+                except Http2Error:
+                    return self.decode(raw)
+                return _with_units(known, units) or self.decode(raw)
+        return self.decode(raw)
 
     def decode(self, raw: bytes) -> HeaderBlock:
         """The fields of a complete block. Raises Http2Error; the connection cannot go on then."""

@@ -369,7 +369,7 @@ class Http2Connection:
     def on_reply_whole(self, stream_id: int, block: bytes, body: bytes, trailers: bytes) -> None:
         # Whether the last block is usual must be known before the first is told; the first may be a new one.
         last = self.decoder.known(trailers)
-        decoded = self.decoder.decode(block)
+        decoded = self.decoder.decode_reply(block)
         if last is not None and self._take_reply(stream_id, decoded, body, last):
             return
         # Anything unusual is taken step by step.
@@ -413,7 +413,8 @@ class Http2Connection:
         return True
 
     def on_block(self, stream_id: int, block: bytes, *, is_end: bool) -> None:
-        self._take_block(stream_id, self.decoder.decode(block), is_end=is_end)
+        decoded = self.decoder.decode_reply(block) if self.is_client else self.decoder.decode(block)
+        self._take_block(stream_id, decoded, is_end=is_end)
 
     def _take_block(self, stream_id: int, decoded: HeaderBlock, *, is_end: bool) -> None:
         stream = self.streams.get(stream_id)

@@ -47,11 +47,15 @@ class HeadFault:
 
 
 class ReplyHead:
-    """A reply's status and headers, without pseudo-header fields. Shared: read-only. `content_length` -1: unknown."""
+    """A reply's status and headers, without pseudo-header fields. Shared: read-only. `content_length` -1: unknown.
 
-    __slots__ = ("content_length", "headers", "status")
+    `units`: what ended the block of our own engine, cut from `headers`, so that these are shared by all its replies.
+    """
 
-    def __init__(self, status: int, headers: Headers, content_length: int) -> None:
+    __slots__ = ("content_length", "headers", "status", "units")
+
+    def __init__(self, status: int, headers: Headers, content_length: int, units: Headers | None = None) -> None:
+        self.units: Headers = [] if units is None else units
         self.status = status
         self.headers = headers
         self.content_length = content_length

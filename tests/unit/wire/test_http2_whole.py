@@ -6,9 +6,10 @@ from gateway.call import Headers, RequestHead
 from gateway.wire import http2_frames as frames
 from gateway.wire.field_list import FieldList
 from gateway.wire.grpc_blocks import forward_block, head_block, limits_block, reply_block, timeout_field, trailers_of
-from gateway.wire.header_blocks import BlockEncoder
+from gateway.wire.header_blocks import BlockDecoder, BlockEncoder
+from gateway.wire.header_memo import HeaderMemo
 from gateway.wire.http2_fields import ReplyHead
-from gateway.wire.http2_frames import H2Code
+from gateway.wire.http2_frames import H2Code, Http2Error, Http2Limits
 from gateway.wire.http2_stream import Stream
 from gateway.wire.protobuf_peek import MessagePeek, Peeked, recall_whole
 
@@ -352,3 +353,51 @@ def test_a_message_of_one_known_tensor_is_held_to_its_own_length() -> None:
 )
 def test_limits_are_encoded_as_by_the_encoder(headers: tuple[tuple[bytes, bytes], ...]) -> None:
     assert limits_block(BlockEncoder(), headers) == BlockEncoder().encode(list(headers))
+
+
+UNITS: Headers = [(b"tollway-rows", b"4"), (b"tollway-compute-ns", b"90"), (b"tollway-queue-ns", b"1234567890")]
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        block([*REPLY, *UNITS]),
+        block([*REPLY, (b"x", b"y"), *UNITS]),
+        block([*UNITS]),
+        block([*REPLY, *UNITS, *UNITS]),
+        block([*REPLY, *UNITS, (b"x", b"y")]),
+        block([*REPLY, (b"x", block(UNITS))]),
+        block([*REPLY, (b"x", b"y" + block(UNITS))]),
+        block([*REPLY, *UNITS]).replace(b"\x0290", b"\x0390"),
+        block([*REPLY, *UNITS]).replace(b"\x0290", b"\x0190"),
+        block([*REPLY, *UNITS])[:-1],
+        block(UNITS)[1:],
+    ],
+)
+def test_a_reply_block_with_units_says_what_any_decoder_reads(raw: bytes) -> None:
+    decoders = [BlockDecoder(Http2Limits(), HeaderMemo()) for _ in range(2)]
+    for decoder in decoders:
+        decoder.on_acknowledged()
+        decoder.decode(b"\x20")
+    for _ in range(2):
+        said: list[object] = []
+        for decode in (decoders[0].decode_reply, decoders[1].decode):
+            try:
+                found = decode(raw)
+            except Http2Error as error:
+                said.append((error.code, error.message))
+            else:
+                said.append((found.fields, found.list_bytes))
+        assert said[0] == said[1]
+
+
+def test_units_are_cut_from_a_head_that_replies_share() -> None:
+    decoder = BlockDecoder(Http2Limits(), HeaderMemo())
+    decoder.on_acknowledged()
+    decoder.decode(b"\x20")
+    one = decoder.decode_reply(block([*REPLY, *UNITS])).head
+    two = decoder.decode_reply(block([*REPLY, (b"tollway-rows", b"5"), *UNITS[1:]])).head
+    assert one.headers is two.headers
+    assert one.headers == REPLY[1:]
+    assert (one.status, one.units) == (200, UNITS)
+    assert two.units[0] == (b"tollway-rows", b"5")

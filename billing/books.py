@@ -11,7 +11,7 @@ import msgspec
 
 from billing.judge import UNKNOWN_PRICE_VERSION, QuickJudge, Verdict, find_fault
 from billing.ledger.port import Ledger, PriceBookConflict
-from billing.packed import Call, Packed
+from billing.packed import Call
 from billing.rating import PriceBook, PriceError, Rater, compile_book
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,8 @@ class Books:
         #: A published book that contradicts the ledger's of the same version; calls priced by it are quarantined.
         self.conflict: str | None = None
         self.raters: dict[int, Rater] = {}
-        self._quick = QuickJudge(self.raters)
+        #: The meter's verdict on a call: None, or why it must not be posted. Raises LedgerUnavailable.
+        self.judge = QuickJudge(self.raters, self._judge_carefully).judge
         self._compile(ledger.prices())
 
     def add(self, book: PriceBook) -> None:
@@ -45,10 +46,8 @@ class Books:
         compile_book(book)
         self._compile(self._ledger.prices(book))
 
-    def judge(self, call: Call) -> Verdict | None:
+    def _judge_carefully(self, call: Call) -> Verdict | None:
         """`find_fault`, after a second look at the snapshot when the price version is unknown."""
-        if type(call) is Packed and self._quick.is_right(call):
-            return None
         fault = find_fault(call, self.raters)
         if fault is not None and fault.reason == UNKNOWN_PRICE_VERSION:
             self.refresh()

@@ -4,7 +4,7 @@ Pure. Rating it again with the pinned price version makes a wrong charge a quara
 (MONEY.md R4), and is what `reconcile` repeats over the whole ledger (I16).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from billing.events import Outcome, Reason, Served
@@ -67,27 +67,33 @@ class QuickJudge:
     `raters` may gain versions but never change one (a price version is immutable once known).
     """
 
-    __slots__ = ("_raters", "_terms")
+    __slots__ = ("_careful", "_raters", "_terms")
 
-    def __init__(self, raters: Mapping[int, Rater]) -> None:
+    def __init__(self, raters: Mapping[int, Rater], careful: Callable[[Call], Verdict | None]) -> None:
+        """`careful` gives the verdict on what is not plainly right."""
         self._raters = raters
+        self._careful = careful
         #: Only Facts that are well formed, of a known price version and in its currency.
         self._terms: dict[Facts, Terms] = {}
 
-    def is_right(self, call: Packed) -> bool:
-        """True when `find_fault` would find nothing; False says nothing: ask it."""
+    def judge(self, call: Call) -> Verdict | None:
+        """None when `call` may be posted."""
+        if type(call) is not Packed:
+            return self._careful(call)
         terms = self._terms.get(call.facts) or self._learn(call)
         if terms is None:
-            return False
+            return self._careful(call)
         _, _, _, _, t_ns, outcome, reason, _, rows, _, compute_ns, _, request, _, reply, _, charge_nanos, _ = (
             call.fields
         )
         # A template's numbers are never negative; of numbers below a power of two the union is below it as well.
         if (rows | compute_ns | request | reply) >= UNITS_MAX or t_ns >= T_NS_MAX or charge_nanos > CHARGE_NANOS_MAX:
-            return False
+            return self._careful(call)
         if outcome or reason:
-            return charge_nanos == 0 and (outcome, reason) in _FREE
-        return charge_nanos == amount_of(terms, rows, compute_ns)
+            is_right = charge_nanos == 0 and (outcome, reason) in _FREE
+        else:
+            is_right = charge_nanos == amount_of(terms, rows, compute_ns)
+        return None if is_right else self._careful(call)
 
     def _learn(self, call: Packed) -> Terms | None:
         facts = call.facts

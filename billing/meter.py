@@ -56,7 +56,7 @@ class _Parts:
             positions = {
                 (source.instance, source.epoch): at.seq for source, at in self.ledger.state().positions.items()
             }
-            reader = UsageReader(data_dir / "usage", positions, decode=Unpacker().decode)
+            reader = UsageReader(data_dir / "usage", positions, decode_all=Unpacker().decode_all)
             self.pump = Pump(self.ledger, reader, self.books)
         except BaseException:
             self.ledger.close()

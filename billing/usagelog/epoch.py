@@ -7,15 +7,13 @@ from pathlib import Path
 import msgspec
 
 from billing.events import RECORD_VERSION, Closed, decode
-from billing.packed import AnyRecord
+from billing.packed import AnyRecord, DecodeAll, decode_all
 from billing.usagelog.batch import Batch, Damaged, EpochEnded, ReadResult
 from billing.usagelog.disk import Disk
 from billing.usagelog.framing import FrameCodec, Header, Stop, decode_header
 from billing.usagelog.segment import LOCK_NAME, SegmentCursor, read_file, read_header, segment_indexes, segment_name
 
 CodecFor = Callable[[str, int], FrameCodec]
-#: Bytes of one record → the record. Raises msgspec.DecodeError.
-Decode = Callable[[bytes], AnyRecord]
 
 
 class _Step(Enum):
@@ -43,7 +41,7 @@ class EpochReader:
         position: int | None = None,
         is_owner: bool = True,
         codec_for: CodecFor = FrameCodec,
-        decode: Decode = decode,
+        decode_all: DecodeAll = decode_all,
     ) -> None:
         self.instance = instance
         self.epoch = epoch
@@ -58,7 +56,7 @@ class EpochReader:
         self._is_owner = is_owner
         self._disk = disk
         self._codec = codec_for(instance, epoch)
-        self._decode = decode
+        self._decode_all = decode_all
         self._cursor: SegmentCursor | None = None
         self._next_seq = 1
         self._is_dead = False
@@ -146,18 +144,13 @@ class EpochReader:
 
     def _deliver(self, cursor: SegmentCursor, frames: list[tuple[int, bytes]]) -> ReadResult | _Step:
         """A batch of the frames behind the position, up to the first that is no record we know."""
-        records: list[tuple[int, AnyRecord]] = []
-        problem, taken, decode, delivered_seq = "", 0, self._decode, self.delivered_seq
-        for seq, payload in frames:
-            if seq > delivered_seq:
-                try:
-                    records.append((seq, decode(payload)))
-                except msgspec.DecodeError as error:
-                    problem = f"an intact frame, but no known record: {error}"
-                    break
-            taken += 1
+        known = min(len(frames), max(0, self.delivered_seq + 1 - frames[0][0]))
+        records, problem = self._decode_all(frames[known:])
+        taken = known + len(records)
         if problem and not records:
-            return self._damaged(frames[taken][0], cursor.name, cursor.offset, problem)
+            return self._damaged(
+                frames[taken][0], cursor.name, cursor.offset, f"an intact frame, but no known record: {problem}"
+            )
         consumed = frames[:taken]
         cursor.consume(consumed)
         self._next_seq += taken

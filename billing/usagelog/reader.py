@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from billing import failpoint
-from billing.events import decode
+from billing.packed import DecodeAll, decode_all
 from billing.usagelog.batch import Batch, Damaged, EpochEnded, ReadResult
 from billing.usagelog.disk import Disk, LocalDisk
-from billing.usagelog.epoch import CodecFor, Decode, EpochReader
+from billing.usagelog.epoch import CodecFor, EpochReader
 from billing.usagelog.framing import FrameCodec
 from billing.usagelog.segment import LOCK_NAME, segment_indexes, segment_name
 
@@ -29,7 +29,7 @@ class UsageReader:
     `positions` maps (instance, epoch) to the last sequence number that the consumer has made durable (its watermark).
     Epochs without a position are read from the first record there. Any number of readers may read one root, but only
     the owner may `ack`; others (`is_owner=False`: reconcile, tools) pass over segments that the owner has let go.
-    `decode` makes the records: Served and marks, or for the meter `packed.Unpacker().decode`.
+    `decode_all` makes the records: Served and marks, or for the meter `packed.Unpacker().decode_all`.
     """
 
     def __init__(
@@ -40,13 +40,13 @@ class UsageReader:
         is_owner: bool = True,
         disk: Disk | None = None,
         codec_for: CodecFor = FrameCodec,
-        decode: Decode = decode,
+        decode_all: DecodeAll = decode_all,
     ) -> None:
         self._root = root
         self._positions = dict(positions or {})
         self._disk: Disk = disk or LocalDisk()
         self._codec_for = codec_for
-        self._decode = decode
+        self._decode_all = decode_all
         self._is_owner = is_owner
         self._epochs: dict[tuple[str, int], EpochReader] = {}
         #: The epochs still being read, the next one to ask first.
@@ -146,7 +146,7 @@ class UsageReader:
             position=position,
             is_owner=self._is_owner,
             codec_for=self._codec_for,
-            decode=self._decode,
+            decode_all=self._decode_all,
         )
         self._epochs[key] = reader
         self._turns.append(reader)

@@ -6,8 +6,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from billing.events import Served, ServedTemplate, decode, encode
-from billing.judge import QuickJudge, find_fault
-from billing.packed import Facts, Packed, Packer, Unpacker, served_of
+from billing.judge import QuickJudge, Verdict, find_fault
+from billing.packed import AnyRecord, Call, Facts, Packed, Packer, Unpacker, decode_all, served_of
 from billing.usagelog.framing import PAYLOAD_BYTES_MAX
 from tests.unit.billing.making import BOOK, RATER, call
 
@@ -46,10 +46,21 @@ def templated(served: Served) -> bytes:
 def outcome_of(payload: bytes, unpacker: Unpacker | None) -> object:
     """The record, or that there is none."""
     try:
-        record = decode(payload) if unpacker is None else unpacker.decode(payload)
+        record = decode(payload) if unpacker is None else unpacked(unpacker, payload)
     except msgspec.DecodeError:
         return "no record"
     return served_of(record) if isinstance(record, Served | Packed) else record
+
+
+def unpacked(unpacker: Unpacker, payload: bytes) -> AnyRecord:
+    """The record, or DecodeError. Asked twice: the first time what is unknown is learnt."""
+    unpacker.decode_all([(1, payload)])
+    records, problem = unpacker.decode_all([(7, payload)])
+    if problem:
+        raise msgspec.DecodeError(problem)
+    ((seq, record),) = records
+    assert seq == 7
+    return record
 
 
 def values_of(packed: Packed) -> Served:
@@ -65,12 +76,12 @@ def values_of(packed: Packed) -> Served:
 
 def test_what_the_data_plane_writes_is_packed_and_shares_its_facts() -> None:
     unpacker = Unpacker()
-    first, second = (unpacker.decode(templated(call(number))) for number in (1, 2))
+    first, second = (unpacked(unpacker, templated(call(number))) for number in (1, 2))
     assert isinstance(first, Packed)
     assert isinstance(second, Packed)
     assert first.facts is second.facts
     assert (values_of(first), values_of(second)) == (call(1), call(2))
-    other = unpacker.decode(templated(call(3, tenant="beta")))
+    other = unpacked(unpacker, templated(call(3, tenant="beta")))
     assert isinstance(other, Packed)
     assert other.facts.tenant == "beta"
 
@@ -90,7 +101,7 @@ def test_records_that_share_facts_keep_their_own_numbers(served: Served, data: s
     for _ in range(3):
         numbers = {name: data.draw(U64) for name in ("t_ns", "rows", "compute_ns", "request_bytes", "charge_nanos")}
         one = msgspec.structs.replace(served, outcome=0, reason=data.draw(st.integers(0, 127)), **numbers)
-        record = unpacker.decode(templated(one))
+        record = unpacked(unpacker, templated(one))
         assert (values_of(record) if isinstance(record, Packed) else record) == one
 
 
@@ -99,7 +110,7 @@ def test_records_that_share_facts_keep_their_own_numbers(served: Served, data: s
 def test_bytes_that_only_look_alike_are_decoded(place: int, value: int, is_cut: bool) -> None:
     unpacker = Unpacker()
     whole = templated(call(1))
-    assert isinstance(unpacker.decode(whole), Packed)
+    assert isinstance(unpacked(unpacker, whole), Packed)
     changed = bytearray(whole)
     changed[place % len(whole)] = value
     payload = bytes(changed[: -1 if is_cut else None])
@@ -160,37 +171,59 @@ FAULTS: list[dict[str, object]] = [
 ]
 
 
+class Careful:
+    """Notes who is asked."""
+
+    def __init__(self) -> None:
+        self.raters = {BOOK.version: RATER}
+        self.asked = 0
+        self.quick = QuickJudge(self.raters, self.judge)
+
+    def judge(self, asked: Call) -> Verdict | None:
+        self.asked += 1
+        return find_fault(asked, self.raters)
+
+    def is_quick(self, packed: Packed) -> bool:
+        """Whether it was found right without asking; the verdict must be the careful one either way."""
+        before = self.asked
+        assert self.quick.judge(packed) == find_fault(packed, self.raters)
+        return self.asked == before
+
+
 @pytest.mark.parametrize("changes", FAULTS)
 def test_quick_verdict_is_the_careful_one(changes: dict[str, object]) -> None:
-    raters = {BOOK.version: RATER}
-    quick = QuickJudge(raters)
-    right, packer = call(1), Packer()
-    assert quick.is_right(packer.pack(right))
+    judge, right, packer = Careful(), call(1), Packer()
     packed = packer.pack(call(2, **changes))
-    assert quick.is_right(packed) is (find_fault(packed, raters) is None)
-    # The other way round: what is kept of a wrong call must not hide or condemn a right one.
-    quick = QuickJudge(raters)
-    quick.is_right(packed)
-    assert quick.is_right(packer.pack(right))
+    assert judge.is_quick(packed) is (find_fault(packed, judge.raters) is None)
+    # What is kept of a wrong call must neither hide nor condemn a right one, nor the other way round.
+    assert judge.is_quick(packer.pack(right))
+    assert judge.is_quick(packed) is (find_fault(packed, judge.raters) is None)
+    assert judge.quick.judge(call(2, **changes)) == find_fault(packed, judge.raters)
 
 
 @given(SERVED)
 def test_quick_verdict_is_the_careful_one_for_any_numbers(served: Served) -> None:
-    raters, packer = {BOOK.version: RATER}, Packer()
     small = msgspec.structs.replace(
         served, outcome=served.outcome % 3, reason=served.reason % 5, price_version=1, tenant="acme", currency="USD"
     )
-    packed = packer.pack(small)
-    assert QuickJudge(raters).is_right(packed) is (find_fault(packed, raters) is None)
+    judge, packed = Careful(), Packer().pack(small)
+    assert judge.is_quick(packed) is (find_fault(packed, judge.raters) is None)
 
 
 def test_a_price_version_learnt_later_counts() -> None:
-    raters = {BOOK.version: RATER}
-    known: dict[int, object] = {}
-    quick, packed = QuickJudge(known), Packer().pack(call(1))  # type: ignore[arg-type]
-    assert not quick.is_right(packed)
-    known.update(raters)
-    assert quick.is_right(packed)
+    judge, packed = Careful(), Packer().pack(call(1))
+    rater = judge.raters.pop(BOOK.version)
+    assert not judge.is_quick(packed)
+    judge.raters[BOOK.version] = rater
+    assert judge.is_quick(packed)
+
+
+def test_frames_up_to_one_that_is_no_record_are_delivered() -> None:
+    frames = [(1, templated(call(1))), (2, templated(call(2))), (3, b"\x01"), (4, templated(call(4)))]
+    for decoder in (Unpacker().decode_all, decode_all):
+        records, problem = decoder(frames)
+        assert [seq for seq, _ in records] == [1, 2]
+        assert problem
 
 
 def test_template_with_another_tail_is_left_to_the_decoder() -> None:
@@ -205,4 +238,4 @@ def test_template_with_another_tail_is_left_to_the_decoder() -> None:
         protocol=0,
     )
     payload = template.encode(bytes(16), 1, 0, 0, 1, 1, 1, 1, 1)
-    assert isinstance(Unpacker().decode(payload), Served)
+    assert isinstance(unpacked(Unpacker(), payload), Served)

@@ -16,6 +16,7 @@ from gateway.wire.http2_frames import (
     FRAME_HEAD_BYTES,
     HEADERS,
     PADDED,
+    WINDOW_UPDATE,
     H2Code,
     Http2Error,
     Http2Limits,
@@ -25,6 +26,7 @@ from gateway.wire.http2_frames import (
 #: Parts from this size on are views of the bytes read, smaller ones copies: cheaper, and they pin no large buffer.
 _VIEW_BYTES_MIN: Final = 16 * 1024
 _PRIORITY_BYTES: Final = 5
+_UPDATE_BYTES: Final = 4
 _END_BOTH: Final = END_HEADERS | END_STREAM
 #: Payload length by kind; -1 any.
 _EXACT_BYTES: Final = {frames.PRIORITY: 5, frames.RST_STREAM: 4, frames.PING: 8, frames.WINDOW_UPDATE: 4}
@@ -257,10 +259,20 @@ class FrameReader:
 
         Returns the position after it, 0 if what follows the head is anything else.
         """
+        end_of_head = end
         start_of_body = end + FRAME_HEAD_BYTES
         if start_of_body >= size:
             return 0
         high, low, kind, flags, body_stream_id = unpack_head(data, end)
+        update = b""
+        if kind == WINDOW_UPDATE and low == _UPDATE_BYTES and body_stream_id == stream_id and not self._is_client:
+            # grpc-core opens the stream's window before the body; nothing of ours depends on which comes first.
+            end = start_of_body + _UPDATE_BYTES
+            update = data[start_of_body:end]
+            start_of_body = end + FRAME_HEAD_BYTES
+            if high or start_of_body >= size:
+                return 0
+            high, low, kind, flags, body_stream_id = unpack_head(data, end)
         end_of_body: int = start_of_body + low
         if (
             kind != DATA
@@ -271,7 +283,9 @@ class FrameReader:
         ):
             return 0
         if flags == END_STREAM and not self._is_client:
-            self._sink.on_request_whole(stream_id, data[start:end], data[start_of_body:end_of_body])
+            self._sink.on_request_whole(stream_id, data[start:end_of_head], data[start_of_body:end_of_body])
+            if update and not self._is_stopped:
+                self._sink.on_frame(WINDOW_UPDATE, 0, stream_id, update)
             return end_of_body
         if flags or not self._is_client or end_of_body + FRAME_HEAD_BYTES >= size:
             return 0
@@ -288,7 +302,7 @@ class FrameReader:
         ):
             return 0
         self._sink.on_reply_whole(
-            stream_id, data[start:end], data[start_of_body:end_of_body], data[start_of_end:end_of_all]
+            stream_id, data[start:end_of_head], data[start_of_body:end_of_body], data[start_of_end:end_of_all]
         )
         return end_of_all
 

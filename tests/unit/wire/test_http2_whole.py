@@ -78,6 +78,10 @@ REQUESTS = {
     "on an even stream": (head(2, GRPC) + data(2, b"abc", is_end=True), 0),
     "on a closed stream": (head(3, GRPC) + data(3, b"a", is_end=True) + head(1, GRPC) + data(1, b"b", is_end=True), 1),
     "malformed": (head(1, [*GRPC, (b"Bad", b"name")]) + data(1, b"abc", is_end=True), 0),
+    "with its window opened": (head(1, GRPC) + frame(8, 0, 1, b"\0\0\0\5") + data(1, b"abc", is_end=True), 1),
+    "with its window opened by 0": (head(1, GRPC) + frame(8, 0, 1, b"\0\0\0\0") + data(1, b"a"), 0),
+    "with its window opened only": (head(1, GRPC) + frame(8, 0, 1, b"\0\0\0\5"), 0),
+    "with another window opened": (head(1, GRPC) + frame(8, 0, 0, b"\0\0\0\5") + data(1, b"a", is_end=True), 0),
     "then a gap": (head(1, GRPC) + frame(frames.PING, 0, 0, b"8 octets") + data(1, b"abc", is_end=True), 0),
     "interrupting a block": (
         frame(frames.HEADERS, 0, 1, block(GRPC)) + head(3, GRPC) + data(3, b"abc", is_end=True),
@@ -133,6 +137,16 @@ def test_whole_requests_are_charged_to_the_connection_window() -> None:
     )
     assert 1_000_000 - 65_535 < credited <= 1_000_000
     assert peer.error_code is None
+
+
+def test_a_window_opened_within_a_whole_request_counts() -> None:
+    peer = WholePeer()
+    peer.feed(head(1, GRPC), frame(frames.WINDOW_UPDATE, 0, 1, b"\0\0\0\5"), data(1, b"abc", is_end=True))
+    assert peer.whole.whole == 1
+    assert peer.recorder.streams[1].send_window_bytes == frames.WINDOW_BYTES_DEFAULT + 5
+    peer.feed(head(3, GRPC), frame(frames.WINDOW_UPDATE, 0, 3, b"\0\0\0\0"), data(3, b"abc", is_end=True))
+    assert peer.recorder.names()[-1] == "reset"
+    assert peer.resets() == [(3, H2Code.PROTOCOL_ERROR)]
 
 
 def test_a_whole_request_may_be_answered_from_within() -> None:

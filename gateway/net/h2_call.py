@@ -211,7 +211,8 @@ class H2Call:
 
     def on_reply(self, head: ReplyHead, *, is_end: bool) -> None:
         if is_end and any(name == b"grpc-status" for name, _ in head.headers):
-            self._trailers = head.headers
+            # A list of their own: what is remembered with shared headers is either of a head or of trailers.
+            self._trailers = list(head.headers)
         self.units = head.units
         self.listener.on_reply_head(head.status, head.headers, head.content_length)
 

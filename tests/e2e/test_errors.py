@@ -136,7 +136,7 @@ def test_each_fault_has_one_name_at_every_door(stage: Stage, doors: dict[str, Do
         with pytest.raises(InferenceServerException) as caught:
             case.act(door, stage)
         status = f"StatusCode.{case.grpc}" if door.is_grpc else case.http
-        assert caught.value.status() == status, (door.name, caught.value)
+        assert caught.value.status() == status, (door.name, str(caught.value))
         assert case.text in caught.value.message(), door.name
         assert "secret" not in caught.value.message()
         assert "Traceback" not in caught.value.message()
@@ -159,7 +159,7 @@ def test_a_full_queue_is_503_and_unavailable(stage: Stage, doors: dict[str, Door
     try:
         for door in doors.values():
             error = _first_refusal(door)
-            assert error.status() == ("StatusCode.UNAVAILABLE" if door.is_grpc else "503")
+            assert error.status() == ("StatusCode.UNAVAILABLE" if door.is_grpc else "503"), str(error)
             assert "queue" in error.message()
     finally:
         stop.set()
@@ -243,6 +243,18 @@ def test_unserved_methods_are_unimplemented(stage: Stage, method: str) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             call(b"", metadata=tuple(stage.auth.items()), timeout=30)
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_same_fault_is_the_same_each_time(stage: Stage, doors: dict[str, Door]) -> None:
+    """Heads and trailers of equal replies are remembered: what is remembered of one must not be taken for the other."""
+    for door in (doors["grpc"], doors["http"]):
+        seen = set()
+        for _ in range(6):
+            with pytest.raises(InferenceServerException) as caught:
+                door.infer("mlp", "FP32", np.zeros((1, 3), np.float32))
+            seen.add((caught.value.status(), caught.value.message()))
+            assert door.infer("mlp", "FP32", X).as_numpy("y").shape == (1, 10)
+        assert len(seen) == 1, seen
 
 
 @pytest.mark.parametrize("message", [b"\xff" * 20, b"\x0a\x7f", b"\x0a\x03mlp" * 2, b"\x0a\x03mlp\x2a\x05junk"])

@@ -126,6 +126,7 @@ def _block(path: bytes, timeout: bytes) -> bytes:
 
 
 SERVER_SEEDS = [
+    _seed(head(1, GRPC), frame(frames.WINDOW_UPDATE, 0, 1, b"\0\0\0\x05"), data(1, b"abc", is_end=True), head(3, GRPC)),
     _seed(head(1, GRPC), data(1, b"\0\0\0\0\x03abc", is_end=True), head(3, is_end=True)),
     _seed(frame(frames.PING, 0, 0, b"12345678"), frame(frames.RST_STREAM, 0, 1, b"\0\0\0\x08")),
     _seed(

@@ -19,6 +19,8 @@ _BACKOFF_FIRST_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0
 #: A child that lived this long starts again without delay.
 _STABLE_S: Final = 10.0
+#: How a process dies of wrong machine code. One that runs compiled modules then goes back to their sources.
+_FAULT_SIGNALS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT})
 #: Crash suites only: a folder in which the file `<role>` orders a failpoint for the next process of that role.
 FAILPOINT_DIR_VARIABLE: Final = "TOLLWAY_FAILPOINT_DIR"
 
@@ -29,7 +31,11 @@ def _die_with_parent() -> None:
 
 
 class Child:
-    """A process that should run. `command(ready_fd)` gives its argument vector; `fds` are inherited."""
+    """A process that should run. `command(ready_fd)` gives its argument vector; `fds` are inherited.
+
+    `compiled` is a folder of compiled modules that go before the sources (`gateway.compiled`). It is given up, and that
+    is said, when the process ends before it is ready or by a fault: a bad build costs speed, never service.
+    """
 
     def __init__(
         self,
@@ -39,8 +45,10 @@ class Child:
         fds: Sequence[int] = (),
         log: IO[bytes] | None = None,
         say: Callable[[str], None],
+        compiled: Path | None = None,
     ) -> None:
         self.role = role
+        self.compiled = compiled
         self.restarts = 0
         self.is_ready = asyncio.Event()
         self.process: asyncio.subprocess.Process | None = None
@@ -65,11 +73,20 @@ class Child:
         backoff_s = _BACKOFF_FIRST_S
         while self._is_wanted:
             begun_s = loop.time()
-            code = await self._run_once()
+            try:
+                code = await self._run_once()
+            except OSError as error:
+                # No process or descriptor to be had: as a run that failed at once, tried again with backoff.
+                self._say(f"{self.role} cannot be started ({error.strerror})")
+                code = 1
+            was_ready = self.is_ready.is_set()
             self.is_ready.clear()
             if not self._is_wanted:
                 return
             self.restarts += 1
+            if self.compiled is not None and (not was_ready or -code in _FAULT_SIGNALS):
+                self.compiled = None
+                self._say(f"{self.role}: the compiled modules do not run here; it uses their sources from now on")
             backoff_s = _BACKOFF_FIRST_S if loop.time() - begun_s > _STABLE_S else min(backoff_s * 2, _BACKOFF_MAX_S)
             self._say(f"{self.role} ended ({_describe(code)}); starting it again in {backoff_s:.1f} s")
             await asyncio.sleep(backoff_s)
@@ -77,16 +94,17 @@ class Child:
     async def _run_once(self) -> int:
         """Start, note readiness, wait for the end; returns the exit code."""
         read_fd, write_fd = os.pipe()
+        command = self._command(write_fd)
         try:
             self.process = await asyncio.create_subprocess_exec(
-                *self._command(write_fd),
+                *(command if self.compiled is None else (command[0], "-P", *command[1:])),
                 pass_fds=(*self._fds, write_fd),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
                 process_group=0,
                 preexec_fn=_die_with_parent,
-                env=_environment(self.role),
+                env=_environment(self.role, self.compiled),
             )
         except BaseException:
             os.close(read_fd)
@@ -136,18 +154,23 @@ class Child:
         return False
 
 
-def _environment(role: str) -> dict[str, str] | None:
-    """What the next process of `role` inherits; None: all of ours. A failpoint order is taken, so it kills once."""
-    folder = os.environ.get(FAILPOINT_DIR_VARIABLE)
+def _environment(role: str, compiled: Path | None) -> dict[str, str]:
+    """What the next process of `role` inherits. A failpoint order is taken, so it kills once."""
+    environment = dict(os.environ)
+    if compiled is not None:
+        # Before what else is on the path; -P keeps the working directory, which may hold the sources, from being first.
+        known = environment.get("PYTHONPATH")
+        environment["PYTHONPATH"] = f"{compiled}{os.pathsep}{known}" if known else str(compiled)
+    folder = environment.get(FAILPOINT_DIR_VARIABLE)
     if not folder:
-        return None
+        return environment
     order = Path(folder) / role
     try:
-        spec = order.read_text(encoding="ascii")
+        environment["TOLLWAY_FAILPOINT"] = order.read_text(encoding="ascii")
     except FileNotFoundError:
-        return None
+        return environment
     order.unlink()
-    return {**os.environ, "TOLLWAY_FAILPOINT": spec}
+    return environment
 
 
 def _describe(code: int) -> str:

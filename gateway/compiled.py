@@ -1,9 +1,9 @@
 """Owns the optional compiled form of the hot modules: mypyc over the very same sources, never a second code base.
 
 `python -m gateway.compiled` copies the packages into `.cache/compiled/<fingerprint>/` and compiles `MODULES` there; it
-needs the packages of `make check` (mypy, setuptools) and a C compiler. The supervisor starts workers, quota owner and
-meter from that copy when its fingerprint equals that of the sources it runs from, so a stale build is never used. What
-is not compiled, and every machine without a compiler, runs the sources as they are.
+needs the packages of `make check` (mypy, setuptools) and a C compiler. The supervisor starts workers from that copy
+when its fingerprint equals that of the sources it runs from, so a stale build is never used. What is not compiled, and
+every machine without a compiler, runs the sources as they are. See docs/compiled.md.
 """
 
 import argparse
@@ -13,24 +13,25 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-CACHE: Final = ROOT / ".cache" / "compiled"
-_PACKAGES: Final = ("gateway", "billing", "model_repo", "converters")
+#: What a worker imports of ours.
+_PACKAGES: Final = ("gateway", "billing")
 _DONE: Final = "done"
-#: Hot modules that mypyc can compile. Structs of msgspec and subclasses of list cannot be native; they stay apart.
+#: A running worker may still import from the build before this one.
+_BUILDS_MAX: Final = 4
+#: Hot modules that mypyc compiles as they are. Left out: structs of msgspec and subclasses of list, which cannot be
+#: native; what relies on the identity of tuples (`HeaderMemo` and the modules that fill it), which native code unpacks
+#: and packs anew; what is not called per call.
 MODULES: Final = (
-    "gateway/call.py",
-    "gateway/heads.py",
-    "gateway/pipeline.py",
-    "gateway/replies.py",
-    "gateway/rows.py",
-    "gateway/grpc_blocks.py",
     "gateway/auth/credential.py",
     "gateway/auth/keyring.py",
+    "gateway/call.py",
+    "gateway/heads.py",
     "gateway/metering/log.py",
     "gateway/net/budget.py",
     "gateway/net/h1_inbound.py",
@@ -41,24 +42,21 @@ MODULES: Final = (
     "gateway/net/h2_held.py",
     "gateway/net/h2_inbound.py",
     "gateway/net/h2_outbound.py",
-    "gateway/quota/allowance.py",
-    "gateway/quota/gcra.py",
-    "gateway/quota/headers.py",
+    "gateway/pipeline.py",
     "gateway/quota/memory_client.py",
     "gateway/quota/shelf.py",
+    "gateway/replies.py",
     "gateway/routing/router.py",
+    "gateway/rows.py",
     "gateway/wire/grpc.py",
-    "gateway/wire/header_blocks.py",
-    "gateway/wire/header_memo.py",
+    "gateway/wire/grpc_blocks.py",
     "gateway/wire/http1.py",
     "gateway/wire/http1_body.py",
     "gateway/wire/http2.py",
     "gateway/wire/http2_control.py",
-    "gateway/wire/http2_fields.py",
     "gateway/wire/http2_guard.py",
     "gateway/wire/http2_reader.py",
     "gateway/wire/http2_stream.py",
-    "gateway/wire/oip_peek.py",
     "gateway/wire/protobuf_peek.py",
 )
 
@@ -67,38 +65,66 @@ def fingerprint(root: Path = ROOT) -> str:
     """What a build depends on: every source of the packages, the interpreter, the list above."""
     digest = hashlib.sha256(f"{sys.version}\0{sysconfig.get_platform()}".encode())
     for package in _PACKAGES:
-        for path in sorted((root / package).rglob("*.py")):
-            if "models" not in path.relative_to(root).parts:
-                digest.update(f"\0{path.relative_to(root)}\0".encode())
-                digest.update(path.read_bytes())
+        for folder, folders, names in os.walk(root / package):
+            folders.sort()
+            for name in sorted(name for name in names if name.endswith(".py")):
+                path = os.path.join(folder, name)
+                with open(path, "rb", buffering=0) as file:
+                    data = file.read()
+                digest.update(f"\0{os.path.relpath(path, root)}\0{len(data)}\0".encode())
+                digest.update(data)
     return digest.hexdigest()[:32]
 
 
 def find_compiled(root: Path = ROOT) -> Path | None:
-    """The finished build of exactly these sources, or None. Costs 20 ms of hashing."""
-    folder = root / ".cache" / "compiled" / fingerprint(root)
+    """The finished build of exactly these sources, or None. Costs up to 30 ms of hashing where anything was built."""
+    builds = _builds(root)
+    if not builds.is_dir():
+        return None
+    folder = builds / fingerprint(root)
     return folder if (folder / _DONE).exists() else None
 
 
 def build(root: Path = ROOT) -> Path:
-    """Compile; returns the folder. Raises CalledProcessError with mypyc's words when it fails."""
-    target = root / ".cache" / "compiled" / fingerprint(root)
-    if (target / _DONE).exists():
-        return target
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for package in _PACKAGES:
-        shutil.copytree(root / package, target / package, ignore=shutil.ignore_patterns("__pycache__", "models"))
-    modules = [module for module in MODULES if (target / module).exists()]
-    subprocess.run(
-        [sys.executable, "-m", "mypyc", "--ignore-missing-imports", "--follow-imports=silent", *modules],
-        cwd=target,
-        check=True,
-        env={**os.environ, "MYPYC_OPT_LEVEL": "2", "PYTHONPATH": str(target)},
-    )
-    shutil.rmtree(target / "build", ignore_errors=True)
-    (target / _DONE).write_text("\n".join(modules), encoding="ascii")
+    """Compile; returns the folder. Raises CalledProcessError when mypyc fails, whose words went to standard error.
+
+    Made beside its place and renamed: a build that was interrupted, or made twice at once, is never half there.
+    """
+    builds = _builds(root)
+    folder = find_compiled(root)
+    if folder is not None:
+        return folder
+    builds.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=builds) as unfinished:
+        made = Path(unfinished) / "copy"
+        for package in _PACKAGES:
+            shutil.copytree(root / package, made / package, ignore=shutil.ignore_patterns("__pycache__"))
+        target = builds / fingerprint(made)  # of what is compiled: the sources may change meanwhile
+        _compile(made)
+        if not (target / _DONE).exists():
+            made.rename(target)
+    finished = [folder for folder in builds.iterdir() if (folder / _DONE).exists()]
+    for old in sorted(finished, key=lambda folder: folder.stat().st_mtime)[:-_BUILDS_MAX]:
+        shutil.rmtree(old)
     return target
+
+
+def _builds(root: Path) -> Path:
+    return root / ".cache" / "compiled"
+
+
+def _compile(folder: Path) -> None:
+    """Compile the hot modules of a copy of the packages, in place."""
+    subprocess.run(
+        [sys.executable, "-P", "-m", "mypyc", "--ignore-missing-imports", "--follow-imports=silent", *MODULES],
+        cwd=folder,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "MYPYC_OPT_LEVEL": "2", "MYPYC_DEBUG_LEVEL": "0", "PYTHONPATH": str(folder)},
+    )
+    for scratch in ("build", ".mypy_cache"):
+        shutil.rmtree(folder / scratch, ignore_errors=True)
+    (folder / _DONE).write_text("\n".join(MODULES), encoding="ascii")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,6 +50,8 @@ _VERBS: Final = {
     Verb.MODEL_STATS: MODEL_READ,
     Verb.MODEL_INFER: INFER,
 }
+_LISTING_RPCS: Final = frozenset({_SERVICE + b"RepositoryIndex", _SERVICE + b"ModelStatistics"})
+_LISTING_VERBS: Final = frozenset({Verb.REPOSITORY_INDEX, Verb.ALL_STATS})
 _CREDENTIAL_NAMES: Final = frozenset({b"authorization", b"x-api-key", b"apikey", b"x-apig-appcode"})
 #: Never forwarded as they came: rewritten, answered by us, or ours alone.
 _OWN_NAMES: Final = frozenset(
@@ -81,6 +83,7 @@ class HeadFacts:
         "forward_lines",
         "grpc_encoding",
         "is_encoded",
+        "is_listing",
         "json_length",
         "kind",
         "model",
@@ -108,6 +111,8 @@ class HeadFacts:
         self.timeout_ns = 0
         self.grpc_encoding = b"identity"
         self.is_encoded = False
+        #: Asks about every model at once, where it names none.
+        self.is_listing = False
         #: `Inference-Header-Content-Length` as it came.
         self.json_length: bytes | None = None
 
@@ -135,6 +140,7 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
             method = head.target.decode("latin-1")
             return Refusal(code=Code.NOT_IMPLEMENTED, message=f"method {method} is not served")
         facts.kind = kind
+        facts.is_listing = head.target in _LISTING_RPCS
         if head.method != b"POST":
             return Refusal(code=Code.METHOD_NOT_ALLOWED, message="gRPC calls are POST")
         return None
@@ -145,6 +151,7 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
     if kind is None:
         return Refusal(code=Code.NOT_IMPLEMENTED, message=f"{route.verb.value} is not served yet")
     facts.kind, facts.model, facts.version = kind, route.model, route.version
+    facts.is_listing = route.verb in _LISTING_VERBS
     methods = METHODS[route.verb]
     if head.method not in methods:
         allow = b", ".join(methods)

@@ -84,6 +84,7 @@ DONE: Final = 4
 _OK: Final = int(Outcome.OK)
 _SCOPE_INFER: Final = Scope.INFER
 _SCOPE_READ: Final = Scope.READ
+_NOT_BILLABLE: Final = int(Reason.NOT_BILLABLE)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -241,7 +242,7 @@ class Gateway:
     def sweep(self) -> None:
         """Once a second: end calls that outlive `limits.call_s`, whose callers named no deadline."""
         oldest_ns = self.clock.monotonic_ns() - int(self.limits.call_s * 1e9)
-        for call in [one for one in self.live if one.arrival_ns < oldest_ns]:
+        for call in [one for one in self.live if one.arrival_ns < oldest_ns and not one.facts.timeout_ns]:
             call.on_deadline()
 
 
@@ -295,6 +296,8 @@ class LiveCall:
     def __init__(self, gateway: Gateway, exchange: Exchange, facts: HeadFacts, body: bytes | None = None) -> None:
         """`body`: the whole request's, when it came with its head."""
         self.gateway = gateway
+        #: Pinned: keys, prices and price version of one snapshot, whatever is published while the call runs.
+        self.policy = gateway.policy
         self.exchange = exchange
         self.facts = facts
         self.arrival_ns = gateway.clock.monotonic_ns()
@@ -317,7 +320,7 @@ class LiveCall:
         gateway, facts = self.gateway, self.facts
         if facts.timeout_ns:
             self.deadline = gateway.loop.call_later(facts.timeout_ns / 1e9, self.on_deadline)
-        principal = gateway.policy.keyring.authenticate(facts.credential, gateway.clock.wall_ns())
+        principal = self.policy.keyring.authenticate(facts.credential, gateway.clock.wall_ns())
         if isinstance(principal, Refusal):
             if gateway.is_key_required or facts.credential is not None:
                 self.refuse(principal)
@@ -355,6 +358,13 @@ class LiveCall:
         gateway, facts, principal = self.gateway, self.facts, self.principal
         self.stage = DECIDING
         is_infer = facts.kind == INFER
+        if not self.model and facts.kind >= MODEL_READ and not facts.is_listing:
+            self.refuse(Refusal(code=Code.BAD_REQUEST, message="model_name is empty"))
+            return
+        if facts.is_listing and not self.model and principal is not None and principal.models is not None:
+            message = "this API key is limited to some models and may not list all"
+            self.refuse(Refusal(code=Code.MODEL_FORBIDDEN, message=message))
+            return
         if principal is not None:
             refusal = authorize(principal, _SCOPE_INFER if is_infer else _SCOPE_READ, self.model or None)
             if refusal is not None:
@@ -379,7 +389,7 @@ class LiveCall:
 
     def _can_measure(self, principal: Principal) -> bool:
         """On a backend whose counts are not believed: count ourselves what is sold. False: refused, or not in yet."""
-        price = self.gateway.policy.rater.price_of(self.model)
+        price = self.policy.rater.price_of(self.model)
         if principal.plan.pricing != "priced":
             return True
         if price.per_compute_ms_nanos:
@@ -613,7 +623,8 @@ class LiveCall:
         assert self.reply_body is not None
         if not self.is_streaming:
             self.is_streaming = True
-            self._price()
+            if self.reply_status == 200:
+                self._price()
             headers = self.reply_headers + self._own_headers(0)
             if self.reply_length >= 0:
                 headers.append((b"content-length", b"%d" % self.reply_length))
@@ -662,6 +673,7 @@ class LiveCall:
         else:
             is_ok = self.reply_status == 200
         if not is_ok:
+            self.charge_nanos, self.reason = 0, _NOT_BILLABLE
             self.code = Code.BACKEND_FAULT if self.reply_status >= 500 else Code.BAD_REQUEST
         log = self.gateway.log
         if is_ok and self.facts.kind == INFER and log is not None and self.principal is not None:
@@ -694,7 +706,7 @@ class LiveCall:
         """List price of this call at the pinned price version. Only calls that were answered well are priced."""
         principal = self.principal
         if principal is not None and self.facts.kind == INFER:
-            policy = self.gateway.policy
+            policy = self.policy
             self.charge_nanos, self.reason = policy.rater.charge(
                 self.model, principal.plan.pricing, _OK, self.rows, self.compute_ns
             )
@@ -706,9 +718,9 @@ class LiveCall:
             self._price()
         gateway = self.gateway
         is_grpc = self.exchange.head.is_grpc
-        template = gateway.policy.templates.get((principal, self.model, self.version, is_grpc))
+        template = self.policy.templates.get((principal, self.model, self.version, is_grpc))
         if template is None:
-            template = gateway.policy.new_template(principal, self.model, self.version, is_grpc=is_grpc)
+            template = self.policy.new_template(principal, self.model, self.version, is_grpc=is_grpc)
         payload = template.encode(
             call_id_bytes(self.call_id),
             gateway.clock.wall_ns(),
@@ -730,6 +742,9 @@ class LiveCall:
         if self.is_gone:
             assert gateway.log is not None
             gateway.log.mark_ended(seq, "gone_before_durable", 0)
+            # Free by R8: what is logged and counted must not look like a paid success.
+            self.code, self.status = Code.CANCELLED, 499
+            self.charge_nanos, self.reason = 0, _NOT_BILLABLE
             self.finish()
             return
         if failpoint.armed:
@@ -758,7 +773,7 @@ class LiveCall:
 
     def _own_headers(self, record_ns: int) -> Headers:
         """Identity, charge, time and limits: what every answer of ours carries (CONTRACT.md §6)."""
-        policy = self.gateway.policy
+        policy = self.policy
         backend_ns = (self.backend_end_ns or self.gateway.clock.monotonic_ns()) - self.backend_start_ns
         headers = self._identity()
         if self.facts.kind == INFER:
@@ -772,7 +787,7 @@ class LiveCall:
 
     def _reply_lines(self) -> bytes:
         """`reply_headers` and `_own_headers` of an inference as HTTP/1.1 lines, in one formatting step."""
-        policy = self.gateway.policy
+        policy = self.policy
         grant = self.grant
         return b"%b%btollway-call-id: %b\r\nx-request-id: %b\r\ntollway-charge: %b\r\nserver-timing: %b\r\n" % (
             lines_of(self.reply_headers),
@@ -791,7 +806,7 @@ class LiveCall:
     def _reply_block(self) -> bytes:
         """The same as an HTTP/2 header block, for gRPC."""
         gateway = self.gateway
-        policy, encoder, grant = gateway.policy, gateway.encoder, self.grant
+        policy, encoder, grant = self.policy, gateway.encoder, self.grant
         block = reply_block(
             head_block(encoder, self.reply_status, self.reply_headers),
             self.call_id,

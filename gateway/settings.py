@@ -9,7 +9,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -89,6 +89,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     usage_segment_bytes: int = 16 * MIB
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    #: "auto": workers run the compiled hot modules where `make compile` has built them from these very sources.
+    compiled: Literal["auto", "off"] = "auto"
     #: Switched off only by benchmarks that measure the bare proxy; refused outside loopback.
     require_key: bool = True
     metering: bool = True
@@ -194,6 +196,11 @@ def _check(settings: Settings) -> None:
         port = getattr(settings, name)
         if not 0 <= port <= 65535:
             raise SettingsError(f"{name} = {port} is not a port: use 0 to 65535 (0: any free port)")
+    for name in ("metrics_port", "api_port"):
+        if getattr(settings, name) == 0:
+            raise SettingsError(
+                f"{name} = 0: name a port, nobody could find it otherwise (only http_port, grpc_port may be 0)"
+            )
     if not 1 <= settings.workers <= 256:
         raise SettingsError(f"workers = {settings.workers}: use 1 to 256")
     if settings.quota_store != "memory://":

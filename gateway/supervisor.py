@@ -18,13 +18,16 @@ from typing import IO, Final
 import msgspec
 
 from gateway.children import Child, python_module
+from gateway.compiled import find_compiled
 from gateway.errors import SettingsError
+from gateway.net.tls import tls_context
 from gateway.settings import Settings, dump_settings
 
 _QUICK_S: Final = 2.0
 _PATIENT_EXTRA_S: Final = 5.0
 _START_S: Final = 60.0
 _BACKLOG: Final = 2048
+_SOCKET_PATH_BYTES_MAX: Final = 107
 LOCK_FILE: Final = "supervisor.lock"
 READY_FILE: Final = "ready"
 
@@ -79,7 +82,12 @@ class Supervisor:
         self.grpc_sockets: list[socket.socket] = []
         self._generations: dict[int, int] = {}
         self._stop: asyncio.Future[int] | None = None
+        self._compiled: Path | None = None
         self._lock_fd = -1
+        self._reloading: asyncio.Task[None] | None = None
+        self._is_reload_due = False
+        #: A replacement that is not ready yet.
+        self._incoming: Child | None = None
         self._log: IO[bytes] | None = None
 
     # -- start ---------------------------------------------------------------------------------------------------------
@@ -87,16 +95,14 @@ class Supervisor:
     def prepare(self) -> None:
         """Directories, lock, sockets, settings file. Raises SettingsError with the remedy; starts nothing."""
         settings = self.settings
-        for folder in (settings.data_dir, settings.run_dir, settings.data_dir / "log"):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        settings.usage_root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folders(settings)
         self._take_lock()
+        tls_context(settings.tls_certificate, settings.tls_key)
         for name in ("http_port", "grpc_port", "metrics_port", "api_port"):
             check_port_free(settings.host, getattr(settings, name), name)
         if settings.engine:
             check_models(settings)
         self._open_sockets()
-        # Longer logs than this are rotated by the start that finds them.
         self._log = (settings.data_dir / "log" / "tollway.log").open("ab", buffering=0)
         ports = {
             "http": self.http_port,
@@ -145,8 +151,19 @@ class Supervisor:
     def grpc_port(self) -> int:
         return int(self.grpc_sockets[0].getsockname()[1])
 
-    def _child(self, role: str, command: Callable[[int], list[str]], fds: tuple[int, ...] = ()) -> Child:
-        return Child(role, command, fds=fds, log=self._log, say=self.say)
+    def _child(
+        self,
+        role: str,
+        command: Callable[[int], list[str]],
+        fds: tuple[int, ...] = (),
+        compiled: Path | None = None,
+    ) -> Child:
+        return Child(role, command, fds=fds, log=self._log, say=self.say, compiled=compiled)
+
+    def _look_for_compiled(self) -> None:
+        """At each start and reload anew: the sources may have changed, and a stale build is never used."""
+        self._compiled = find_compiled() if self.settings.compiled == "auto" else None
+        self.say(f"compiled hot modules: {'yes' if self._compiled else 'no'}")
 
     def _start_children(self) -> None:
         settings = self.settings
@@ -199,7 +216,10 @@ class Supervisor:
         for fd in fds:
             arguments += ["--fd", str(fd)]
         child = self._child(
-            f"worker-{index}", lambda fd: python_module("gateway.worker", *arguments, "--ready-fd", str(fd)), fds
+            f"worker-{index}",
+            lambda fd: python_module("gateway.worker", *arguments, "--ready-fd", str(fd)),
+            fds,
+            compiled=self._compiled,
         )
         child.start()
         return child
@@ -209,6 +229,7 @@ class Supervisor:
         for fd_owner in (*self.http_sockets, *self.grpc_sockets):
             fd_owner.set_inheritable(True)
         self._start_children()
+        self._look_for_compiled()
         for index in range(self.settings.workers):
             self.workers[index] = self._start_worker(index)
         waiting = {child.role: child for child in (*self.children.values(), *self.workers.values())}
@@ -250,13 +271,24 @@ class Supervisor:
     stop_signal: int = signal.SIGTERM
 
     def _on_hup(self) -> None:
-        self._reloading = asyncio.get_running_loop().create_task(self.reload(), name="reload")
+        """One reload at a time: a signal that comes meanwhile starts another after it."""
+        if self._reloading is not None and not self._reloading.done():
+            self._is_reload_due = True
+            return
+        self._reloading = asyncio.get_running_loop().create_task(self._reload_until_done(), name="reload")
+
+    async def _reload_until_done(self) -> None:
+        await self.reload()
+        while self._is_reload_due:
+            self._is_reload_due = False
+            await self.reload()
 
     async def reload(self) -> None:
         """Replace workers one by one: the new one serves the same sockets before the old one stops accepting."""
+        self._look_for_compiled()
         for index in sorted(self.workers):
             old = self.workers[index]
-            new = self._start_worker(index)
+            new = self._incoming = self._start_worker(index)
             try:
                 async with asyncio.timeout(_START_S):
                     await new.is_ready.wait()
@@ -265,6 +297,7 @@ class Supervisor:
                 await new.stop(signal.SIGTERM, _QUICK_S)
                 return
             self.workers[index] = new
+            self._incoming = None
             await old.stop(signal.SIGTERM, self.settings.limits.drain_s + _PATIENT_EXTRA_S)
         self.say("reload: every worker was replaced")
 
@@ -273,7 +306,10 @@ class Supervisor:
         is_quick = self.stop_signal == signal.SIGINT
         number = signal.SIGINT if is_quick else signal.SIGTERM
         worker_s = _QUICK_S if is_quick else self.settings.limits.drain_s + _PATIENT_EXTRA_S
-        await asyncio.gather(*(worker.stop(number, worker_s) for worker in self.workers.values()))
+        if self._reloading is not None:
+            self._reloading.cancel()
+        workers = [*self.workers.values(), *([self._incoming] if self._incoming is not None else [])]
+        await asyncio.gather(*(worker.stop(number, worker_s) for worker in workers))
         rest_s = 0.9 if is_quick else 10.0
         for roles in (
             (("engine", "quota", "control", "meter"),) if is_quick else (("engine", "quota"), ("meter", "control"))
@@ -287,13 +323,32 @@ class Supervisor:
         """Close sockets and files; give the lock back."""
         for sock in (*self.http_sockets, *self.grpc_sockets):
             sock.close()
-        with contextlib.suppress(FileNotFoundError):
-            (self.settings.run_dir / READY_FILE).unlink()
+        if self._lock_fd >= 0:  # else it is another supervisor's
+            with contextlib.suppress(FileNotFoundError):
+                (self.settings.run_dir / READY_FILE).unlink()
         if self._log is not None:
             self._log.close()
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def make_folders(settings: Settings) -> None:
+    """The data directory and what lies in it, mode 700. Raises SettingsError when it cannot be."""
+    # The longest socket name there; the kernel takes 107 bytes of path (unix(7)).
+    longest = settings.run_dir.resolve() / "worker-99-99999.sock"
+    if len(os.fsencode(longest)) > _SOCKET_PATH_BYTES_MAX:
+        raise SettingsError(
+            f"data_dir {settings.data_dir} has too long a path for its sockets "
+            f"({len(os.fsencode(longest))} bytes, {_SOCKET_PATH_BYTES_MAX} fit): choose a shorter one"
+        )
+    try:
+        for folder in (settings.data_dir, settings.run_dir, settings.data_dir / "log", settings.usage_root):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(
+            f"data_dir {settings.data_dir} cannot be made ({error.strerror}): choose a folder you may write"
+        ) from None
 
 
 def check_models(settings: Settings) -> None:

@@ -10,7 +10,6 @@ import gc
 import os
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +31,7 @@ from gateway.net.exchange import UpstreamPool
 from gateway.net.h1_outbound import H1UpstreamPool
 from gateway.net.h2_outbound import H2PoolLimits, H2UpstreamPool
 from gateway.net.listener import Listener, h2_wire_limits_of
+from gateway.net.tls import tls_context
 from gateway.pipeline import Gateway, Policy
 from gateway.quota.memory_client import MemoryQuotaStore
 from gateway.quota.store import QuotaStore
@@ -44,6 +44,9 @@ from gateway.snapshot_watcher import SnapshotWatcher
 _SWEEP_S: Final = 1.0
 #: SIGINT (Ctrl-C) asks for a quick end; SIGTERM for a patient one.
 _QUICK_DRAIN_S: Final = 1.0
+#: A backend that does not say no at once holds up the start no longer than this.
+_FIRST_LOOK_S: Final = 1.0
+_FIRST_LOOK_POLL_S: Final = 0.005
 #: How long calls on kept connections are still taken, while their callers are being sent elsewhere.
 _GRACE_S: Final = 1.0
 #: A disk that takes nothing must not hold up the end: then what waits to be recorded is given up, as in a crash.
@@ -95,7 +98,12 @@ class Worker:
             budget=budget,
             is_key_required=settings.require_key,
         )
-        self.listener = Listener(self.gateway, limits, self.loop, tls=tls_context(settings), budget=budget)
+        self.listener = Listener(
+            self.gateway, limits, self.loop, tls=tls_context(settings.tls_certificate, settings.tls_key), budget=budget
+        )
+        await self._first_look()
+        # Asked once before the first call is taken: a replacement must not answer 503 for want of having looked.
+        await asyncio.gather(*(health.probe(endpoint) for _, endpoint, _ in self._endpoints.values()))
         for sock in sockets:
             await self.listener.listen_socket(sock)
         metrics_path = settings.run_dir / f"worker-{self.index}-{self.generation}.sock"
@@ -165,13 +173,28 @@ class Worker:
     def _build_endpoint(self, backend: Backend) -> Endpoint:
         limits = self.settings.limits
         http: UpstreamPool | None = None
+        probe: UpstreamPool | None = None
         grpc: UpstreamPool | None = None
         if backend.http is not None:
             http = H1UpstreamPool(parse_address(backend.http), limits, self.loop)
+            probe = H1UpstreamPool(parse_address(backend.http), limits, self.loop)
         if backend.grpc is not None:
             grpc = H2UpstreamPool(backend.grpc, pool_limits_of(limits), self.loop, self.clock.monotonic_ns, self.budget)
         models = None if "*" in backend.models else frozenset(backend.models)
-        return Endpoint(name=backend.name, models=models, http=http, grpc=grpc, is_trusted=backend.is_trusted)
+        return Endpoint(
+            name=backend.name,
+            models=models,
+            http=http,
+            grpc=grpc,
+            is_trusted=backend.is_trusted,
+            probe_http=probe,
+        )
+
+    async def _first_look(self) -> None:
+        """Until every backend was asked once: a replacement must not refuse what its predecessor would have served."""
+        end_s = self.loop.time() + _FIRST_LOOK_S
+        while any(endpoint.state == 0 for _, endpoint, _ in self._endpoints.values()) and self.loop.time() < end_s:
+            await asyncio.sleep(_FIRST_LOOK_POLL_S)
 
     async def _watch(self, endpoint: Endpoint) -> None:
         """The health task of one endpoint; its unexpected death ends the worker loudly (STYLE.md 24)."""
@@ -265,7 +288,7 @@ class Worker:
 
 
 def _close_pools(endpoint: Endpoint) -> None:
-    for pool in (endpoint.http, endpoint.grpc):
+    for pool in (endpoint.http, endpoint.grpc, endpoint.probe_http):
         if pool is not None:
             pool.close()
 
@@ -275,17 +298,6 @@ def pool_limits_of(limits: Limits) -> H2PoolLimits:
     return H2PoolLimits(
         wire=h2_wire_limits_of(limits), connect_s=limits.upstream_connect_s, idle_s=limits.upstream_idle_s
     )
-
-
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """TLS 1.2+ with ALPN h2 and http/1.1 from the settings' files, or None. Raises SettingsError upstream of here."""
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(settings.tls_certificate, settings.tls_key)
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    return context
 
 
 def resident_bytes() -> int:

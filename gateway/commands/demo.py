@@ -193,7 +193,7 @@ def _show_entry(api: Api, call_id: str) -> None:
         if items or time.monotonic() > end_s:
             break
         time.sleep(0.05)
-    print(f"\n$ tollway ledger entries --call-id {call_id}")
+    print(f"\n$ tollway ledger entries --call {call_id}")
     if not items:
         print(f"not posted after {_POSTED_S:.0f} s: see `tollway reconcile`")
     for item in items:

@@ -12,7 +12,9 @@ from typing import Annotated
 import typer
 
 from gateway.commands.up import DataDirOption, SetOption, SettingsOption, read_settings
+from gateway.compiled import find_compiled
 from gateway.errors import SettingsError
+from gateway.net.tls import tls_context
 from gateway.settings import Settings
 from gateway.supervisor import check_models, check_port_free, running_pid
 
@@ -34,12 +36,15 @@ def examine(settings: Settings) -> Iterator[Finding]:
     is_new = sys.version_info >= (3, 11)
     yield Finding(name="python", is_good=is_new, text=version if is_new else f"{version}: use 3.11 or newer")
     yield Finding(name="sqlite", is_good=True, text=sqlite3.sqlite_version)
+    yield Finding(name="compiled hot modules", is_good=True, text=_compiled_text(settings))
     pid = running_pid(settings.data_dir)
     if pid is not None:
         yield Finding(name="running", is_good=True, text=f"tollway runs on {settings.data_dir} (pid {pid})")
     else:
         for name in ("http_port", "grpc_port", "metrics_port", "api_port"):
             yield _check(name, "free", lambda name=name: check_port_free(settings.host, getattr(settings, name), name))  # type: ignore[misc]
+    if settings.tls_certificate is not None:
+        yield _check("tls", "usable", lambda: _check_tls(settings))
     if settings.engine:
         yield _check("models", "found", lambda: check_models(settings))
     yield _check("data_dir", str(settings.data_dir), lambda: _check_data_dir(settings))
@@ -55,6 +60,16 @@ def _check(name: str, good: str, action: Callable[[], None]) -> Finding:
     except SettingsError as error:
         return Finding(name=name, is_good=False, text=str(error))
     return Finding(name=name, is_good=True, text=good)
+
+
+def _compiled_text(settings: Settings) -> str:
+    if settings.compiled == "off":
+        return "no: switched off by compiled = off"
+    return "yes" if find_compiled() is not None else "no: `make compile` builds them where there is a C compiler"
+
+
+def _check_tls(settings: Settings) -> None:
+    tls_context(settings.tls_certificate, settings.tls_key)
 
 
 def _check_data_dir(settings: Settings) -> None:

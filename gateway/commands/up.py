@@ -15,7 +15,7 @@ import typer
 from gateway.errors import SettingsError
 from gateway.monitoring.exporter import MachineCollector, serve_metrics
 from gateway.settings import Settings, load_settings
-from gateway.supervisor import READY_FILE, Supervisor, running_pid, stderr_say
+from gateway.supervisor import READY_FILE, Supervisor, make_folders, running_pid, stderr_say
 
 SettingsOption = Annotated[Path | None, typer.Option("--settings", help="TOML file; see docs/settings.md.")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="name=value; may be repeated.")]
@@ -125,9 +125,12 @@ def start_detached(settings: Settings, file: Path | None, pairs: list[str] | Non
             arguments += [flag, str(value)]
     for pair in pairs or []:
         arguments += ["--set", pair]
-    log_dir = settings.data_dir / "log"
-    log_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log_path = log_dir / "supervisor.log"
+    try:
+        make_folders(settings)
+    except SettingsError as error:
+        stderr_say(str(error))
+        raise typer.Exit(2) from None
+    log_path = settings.data_dir / "log" / "supervisor.log"
     log_start = log_path.stat().st_size if log_path.exists() else 0
     with log_path.open("ab") as log:
         process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)

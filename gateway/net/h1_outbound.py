@@ -92,6 +92,7 @@ class _Connection(asyncio.Protocol):
         "_body",
         "_buffer",
         "_head",
+        "_is_paused",
         "_is_writable",
         "_outbox",
         "_outbox_bytes",
@@ -110,6 +111,7 @@ class _Connection(asyncio.Protocol):
         self._body = BodyReader()
         self._buffer = b""
         self._is_writable = True
+        self._is_paused = False
         self._outbox: list[bytes] = []
         self._outbox_bytes = 0
         self.is_closed = False
@@ -158,11 +160,13 @@ class _Connection(asyncio.Protocol):
         self._outbox_bytes = 0
 
     def pause(self) -> None:
-        if not self.is_closed:
+        if not self.is_closed and not self._is_paused:
+            self._is_paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if not self.is_closed:
+        if not self.is_closed and self._is_paused:
+            self._is_paused = False
             self._transport.resume_reading()
 
     def cut(self) -> None:
@@ -260,6 +264,7 @@ class _Connection(asyncio.Protocol):
         assert request is not None and head is not None
         listener, request.listener = request.listener, None
         request.connection = None
+        self.resume()  # the listener may have paused at the very last bytes: the next reply must be heard
         # An early reply leaves the request half sent: the connection cannot be used again.
         if head.is_keepalive and request.is_ended and not has_rest:
             self._pool.release(self)

@@ -82,7 +82,13 @@ class Listener:
     async def listen_socket(self, sock: socket.socket) -> None:
         """Accept on a socket that is already bound; TLS applies."""
         self._servers.append(
-            await self.loop.create_server(lambda: _Sniffer(self), sock=sock, ssl=self.tls, backlog=_BACKLOG)
+            await self.loop.create_server(
+                lambda: _Sniffer(self),
+                sock=sock,
+                ssl=self.tls,
+                ssl_handshake_timeout=self.limits.head_s if self.tls is not None else None,
+                backlog=_BACKLOG,
+            )
         )
 
     async def listen_unix(self, path: Path) -> None:

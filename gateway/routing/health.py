@@ -92,7 +92,7 @@ async def probe(endpoint: Endpoint) -> None:
     """Ask once and write what was learnt into `endpoint`."""
     try:
         if endpoint.http is not None:
-            await _probe_http(endpoint, endpoint.http)
+            await _probe_http(endpoint, endpoint.probe_http or endpoint.http)
         elif endpoint.grpc is not None:
             await _probe_grpc(endpoint, endpoint.grpc)
     except (ConnectionError, TimeoutError, msgspec.DecodeError) as error:

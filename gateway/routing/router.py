@@ -24,6 +24,8 @@ class Endpoint:
     http: UpstreamPool | None
     grpc: UpstreamPool | None
     is_trusted: bool
+    #: The prober's own connection: calls that queue for the pool must not make a healthy endpoint look down.
+    probe_http: UpstreamPool | None = None
     is_up: bool = False
     catalogue: dict[str, dict[str, bool]] | None = None
     outstanding: int = 0

@@ -62,3 +62,53 @@ def test_failpoint_order_reaches_the_next_process_of_its_role_and_no_other(
 
     asyncio.run(scene())
     assert seen.read_text().split() == ["-", "before_commit:3", "-"]
+
+
+def run_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_end: str) -> tuple[list[list[str]], list[str]]:
+    """What path two processes of a child with compiled modules saw, whose first ends so; and what was said."""
+    monkeypatch.setenv("PYTHONPATH", "known")
+    seen, go, said = tmp_path / "seen", tmp_path / "go", list[str]()
+    text = (
+        "import sys\n"
+        f"is_first = not os.path.exists({str(seen)!r})\n"
+        f"with open({str(seen)!r}, 'a') as file: print(sys.flags.safe_path, os.environ['PYTHONPATH'], file=file)\n"
+        "def ready(): os.write({fd}, b'ready'); os.close({fd})\n"
+        f"def end(): {first_end}\n"
+        "def heard():\n"
+        "    ready()\n"
+        f"    while not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        "if is_first: end()\n"
+        "ready(); signal.pause()"
+    )
+
+    async def scene() -> None:
+        child = Child("w", lambda fd: script(text.format(fd=fd)), say=said.append, compiled=tmp_path / "built")
+        async with asyncio.timeout(LIMIT_S):
+            child.start()
+            while child.restarts == 0:
+                if child.is_ready.is_set():
+                    go.touch()
+                await asyncio.sleep(0.01)
+            await child.is_ready.wait()
+            await child.stop(signal.SIGTERM, LIMIT_S)
+
+    asyncio.run(scene())
+    return [line.split() for line in seen.read_text().splitlines()], said
+
+
+@pytest.mark.parametrize("first_end", ["os._exit(1)", "heard(); os.kill(os.getpid(), signal.SIGSEGV)"])
+def test_a_child_that_compiled_modules_fail_goes_on_from_the_sources_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first_end: str
+) -> None:
+    seen, said = run_compiled(tmp_path, monkeypatch, first_end)
+    assert seen == [["True", f"{tmp_path / 'built'}:known"], ["False", "known"]]
+    assert "w: the compiled modules do not run here; it uses their sources from now on" in said
+
+
+def test_a_child_that_ends_for_another_reason_keeps_its_compiled_modules(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    end = "heard(); os._exit(1)"
+    seen, said = run_compiled(tmp_path, monkeypatch, end)
+    assert seen == [["True", f"{tmp_path / 'built'}:known"]] * 2
+    assert len(said) == 1

@@ -679,3 +679,45 @@ def test_rows_that_cannot_be_told_and_time_that_is_not_reported_are_refused() ->
         assert world.pool.requests == []
         assert world.quota.released == []
         world.assert_at_rest()
+
+
+def test_prices_are_pinned_for_the_whole_call() -> None:
+    """A price book published while a reply streams must not split a call over two versions."""
+    world = World(limits=Limits(held_reply_bytes_max=1))
+    world.post(world.head())
+    upstream = world.pool.requests[0]
+    upstream.listener.on_reply_head(200, [], -1)
+    upstream.listener.on_reply_body(b"abc")
+    dearer = PriceBook(version=4, currency="USD", default=Price(per_call_nanos=9))
+    world.gateway.policy = Policy(
+        version=2, keyring=Keyring(snapshot()), rater=compile_book(dearer), price_version=4, currency="USD"
+    )
+    upstream.listener.on_reply_end([])
+    assert (world.log.records[0].price_version, world.log.records[0].charge_nanos) == (3, 7)
+
+
+def test_an_empty_model_name_is_refused_and_listings_need_an_unlimited_key(world: World) -> None:
+    exchange = world.begin(grpc_head(world))
+    world.gateway.on_body(exchange, b"\0\0\0\0\0")
+    world.gateway.on_end(exchange)
+    assert dict(exchange.replies[0][3] or [])[b"tollway-code"] == b"bad_request"
+    limited = World(models=("flat",))
+    index = limited.begin(limited.head(b"/v2/repository/index", method=b"POST", length=0))
+    assert refused_with(index) == "model_forbidden"
+
+
+def test_a_streamed_error_claims_no_charge() -> None:
+    world = World(limits=Limits(held_reply_bytes_max=1))
+    exchange = world.post(world.head())
+    upstream = world.pool.requests[0]
+    upstream.listener.on_reply_head(500, [], -1)
+    upstream.listener.on_reply_body(b"abc")
+    assert exchange.streamed_head is not None
+    assert exchange.streamed_head[1][b"tollway-charge"] == b"0 USD; reason=not_billable; price=3"
+
+
+def test_the_sweep_leaves_callers_with_a_deadline_to_it(world: World) -> None:
+    exchange = world.post(world.head(b"/v2/models/flat/infer", (b"x-request-timeout-ms", b"900000")))
+    world.clock.advance(int(301e9))
+    world.gateway.sweep()
+    assert exchange.replies == []

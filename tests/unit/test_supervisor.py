@@ -14,6 +14,7 @@ import pytest
 
 from gateway.children import Child
 from gateway.errors import SettingsError
+from gateway.net.tls import tls_context
 from gateway.settings import Backend, Settings, load_settings
 from gateway.supervisor import (
     AlreadyRunning,
@@ -21,8 +22,15 @@ from gateway.supervisor import (
     bind_socket,
     check_models,
     check_port_free,
+    make_folders,
     running_pid,
 )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def settings_of(tmp_path: Path, **changes: object) -> Settings:
@@ -33,8 +41,8 @@ def settings_of(tmp_path: Path, **changes: object) -> Settings:
         "backends": (Backend(name="b", http="http://127.0.0.1:1"),),
         "http_port": 0,
         "grpc_port": 0,
-        "metrics_port": 0,
-        "api_port": 0,
+        "metrics_port": free_port(),
+        "api_port": free_port(),
     }
     return Settings(**(values | changes))  # type: ignore[arg-type]
 
@@ -237,3 +245,43 @@ def test_a_signal_while_starting_cancels_the_start(tmp_path: Path) -> None:
         assert supervisor.stop_signal == signal.SIGINT
 
     asyncio.run(run())
+
+
+def test_a_second_reload_waits_for_the_first(tmp_path: Path) -> None:
+    """Two at once would each start a worker, and one of them would be nobody's."""
+
+    async def run() -> None:
+        supervisor = supervisor_of(tmp_path)
+        running, most = 0, 0
+        gate = asyncio.Event()
+        rounds = 0
+
+        async def reload() -> None:
+            nonlocal running, most, rounds
+            running += 1
+            rounds += 1
+            most = max(most, running)
+            await gate.wait()
+            running -= 1
+
+        supervisor.reload = reload  # type: ignore[method-assign]  # only the order of reloads is looked at
+        supervisor._on_hup()
+        await asyncio.sleep(0)
+        supervisor._on_hup()
+        supervisor._on_hup()
+        gate.set()
+        assert supervisor._reloading is not None
+        await supervisor._reloading
+        assert (most, rounds) == (1, 2)
+
+    asyncio.run(run())
+
+
+def test_a_path_too_long_for_sockets_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="too long"):
+        make_folders(settings_of(tmp_path, data_dir=tmp_path / ("d" * 90)))
+
+
+def test_tls_files_that_cannot_be_used_are_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="tls_certificate"):
+        tls_context(tmp_path / "none.pem", tmp_path / "none.key")

@@ -15,7 +15,7 @@ import pytest
 from gateway.children import Child
 from gateway.errors import SettingsError
 from gateway.net.tls import tls_context
-from gateway.settings import Backend, Settings, load_settings
+from gateway.settings import Backend, Settings, parse_settings
 from gateway.supervisor import (
     AlreadyRunning,
     Supervisor,
@@ -87,7 +87,7 @@ def test_prepared_is_private_and_tells_where_it_listens(tmp_path: Path) -> None:
             assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         file = settings.run_dir / "settings.json"
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        assert load_settings(file, {}) == settings
+        assert parse_settings(file.read_bytes()) == settings
         ports = json.loads((settings.run_dir / "ports.json").read_bytes())
         assert (ports["http"], ports["grpc"]) == (supervisor.http_port, supervisor.grpc_port)
         assert len(supervisor.http_sockets) == len(supervisor.grpc_sockets) == 2

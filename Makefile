@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 ARGS ?=
+DATA_PLANE_TESTS := $(addprefix tests/unit/,auth metering monitoring net quota routing wire) tests/unit/test_*.py tests/property
 
-.PHONY: help run models stop test test-long check format bench bench-quick fuzz locks clean
+.PHONY: help run models stop test test-long test-compiled check format compile bench bench-quick fuzz locks clean
 
 help:
 	@echo "make run [ARGS=--detach]  set up, build the showcase models, start, make real calls"
@@ -13,6 +14,7 @@ help:
 	@echo "make test                 set up everything and run the tests (CI runs this)"
 	@echo "make check                lint, format, types, import directions, container and unit files"
 	@echo "make bench                side-by-side benchmark; report in loadtests/reports/"
+	@echo "make compile              optional: compile the hot modules (needs a C compiler); workers then run those"
 	@echo "make test-long            200+ kills and other long suites, by hand"
 	@echo "make fuzz                 coverage-guided fuzzing of the parsers"
 
@@ -63,6 +65,16 @@ test: $(VENV)/.dev .venvs/triton/.done .venvs/kserve/.done models
 test-long: $(VENV)/.dev models
 	@$(BIN)/python -m pytest -m long --override-ini addopts="--strict-config --strict-markers -ra" --timeout 7200 $(ARGS)
 
+# Optional: docs/compiled.md. Takes a minute or two; a change of any source asks for it again.
+compile: $(VENV)/.dev
+	@$(BIN)/python -m gateway.compiled
+
+# The tests of the data plane against the compiled copy, which goes before the sources on the path.
+test-compiled: compile
+	@built=$$($(BIN)/python -m gateway.compiled --check) && export PYTHONPATH="$$built" && \
+	$(BIN)/python -P -c 'import gateway.pipeline as hot; assert hot.__file__.endswith(".so"), hot.__file__' && \
+	$(BIN)/python -P -m pytest --import-mode=append $(DATA_PLANE_TESTS) $(ARGS)
+
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -76,6 +88,7 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.bench models
 	@sh loadtests/tools.sh
+	@! command -v cc >/dev/null || $(BIN)/python -m gateway.compiled || true
 	@$(BIN)/python -m loadtests.bench $(ARGS)
 
 bench-quick:

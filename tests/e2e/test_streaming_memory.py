@@ -175,7 +175,7 @@ def test_hanging_up_in_the_middle_of_an_upload(river: River) -> None:
 
 @pytest.mark.parametrize("how", ["close", "half-close", "reset"])
 def test_leaving_a_call_that_waits(river: River, how: str) -> None:
-    """A half-closed connection is a hang-up too: the two cannot be told apart in time (docs/limits.md)."""
+    """A half-closed connection is a hang-up too: the two cannot be told apart in time (docs/contract.md)."""
     before = river.billed()
     with river.connect() as connection:
         connection.send(post("/v2/models/hold/infer", river.key, b"{}"))

@@ -11,6 +11,7 @@ compile() {
 compile --extra all --group build --group test --group check --group bench -o deploy/locks/bench.lock
 compile --extra all --group build --group test --group check -c deploy/locks/bench.lock -o deploy/locks/dev.lock
 compile --extra all --group build -c deploy/locks/bench.lock -o deploy/locks/run.lock
+compile --extra engine --group fuzz -c deploy/locks/bench.lock -o deploy/locks/fuzz.lock
 for peer in triton kserve; do
     "$bin/python" - "$peer" <<'PY' > "/tmp/tollway-$peer.in"
 import sys

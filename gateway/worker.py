@@ -104,6 +104,7 @@ class Worker:
         await self._first_look()
         # Asked once before the first call is taken: a replacement must not answer 503 for want of having looked.
         await asyncio.gather(*(health.probe(endpoint) for _, endpoint, _ in self._endpoints.values()))
+        await self._first_look()
         for sock in sockets:
             await self.listener.listen_socket(sock)
         metrics_path = settings.run_dir / f"worker-{self.index}-{self.generation}.sock"

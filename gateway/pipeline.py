@@ -288,7 +288,7 @@ class LiveCall:
     backend_end_ns = 0
     record_ns = 0
     charge_nanos = 0
-    reason = int(Reason.NOT_BILLABLE)
+    reason = _NOT_BILLABLE
     code: Code | None = None
     status = 0
     stage: int = DECIDING

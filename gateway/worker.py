@@ -44,9 +44,6 @@ from gateway.snapshot_watcher import SnapshotWatcher
 _SWEEP_S: Final = 1.0
 #: SIGINT (Ctrl-C) asks for a quick end; SIGTERM for a patient one.
 _QUICK_DRAIN_S: Final = 1.0
-#: A backend that does not say no at once holds up the start no longer than this.
-_FIRST_LOOK_S: Final = 1.0
-_FIRST_LOOK_POLL_S: Final = 0.005
 #: How long calls on kept connections are still taken, while their callers are being sent elsewhere.
 _GRACE_S: Final = 1.0
 #: A disk that takes nothing must not hold up the end: then what waits to be recorded is given up, as in a crash.
@@ -101,10 +98,8 @@ class Worker:
         self.listener = Listener(
             self.gateway, limits, self.loop, tls=tls_context(settings.tls_certificate, settings.tls_key), budget=budget
         )
-        await self._first_look()
         # Asked once before the first call is taken: a replacement must not answer 503 for want of having looked.
         await asyncio.gather(*(health.probe(endpoint) for _, endpoint, _ in self._endpoints.values()))
-        await self._first_look()
         for sock in sockets:
             await self.listener.listen_socket(sock)
         metrics_path = settings.run_dir / f"worker-{self.index}-{self.generation}.sock"
@@ -190,12 +185,6 @@ class Worker:
             is_trusted=backend.is_trusted,
             probe_http=probe,
         )
-
-    async def _first_look(self) -> None:
-        """Until every backend was asked once: a replacement must not refuse what its predecessor would have served."""
-        end_s = self.loop.time() + _FIRST_LOOK_S
-        while any(endpoint.state == 0 for _, endpoint, _ in self._endpoints.values()) and self.loop.time() < end_s:
-            await asyncio.sleep(_FIRST_LOOK_POLL_S)
 
     async def _watch(self, endpoint: Endpoint) -> None:
         """The health task of one endpoint; its unexpected death ends the worker loudly (STYLE.md 24)."""

@@ -77,6 +77,9 @@ class OnnxRuntime:
             if self._bfloat16:
                 return self._run_values(feeds)
             outputs: list[Array] = self._run(self._outputs, feeds, None)
+        except UnicodeDecodeError as error:
+            message = f"model '{self._model}' takes UTF-8 text in its BYTES inputs"
+            raise TollwayError(Code.INVALID_TENSOR, message) from error
         except _FAULTS as error:
             _LOG.error("model_failed model=%s reason=%s", self._model, str(error)[:500])
             raise TollwayError(Code.BACKEND_FAULT, f"model '{self._model}' failed to run") from error

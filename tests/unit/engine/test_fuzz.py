@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
@@ -93,6 +93,7 @@ def _grpc_good() -> bytes:
     ),
     st.lists(st.one_of(st.binary(max_size=60), _mutated(_grpc_good())), max_size=20),
 )
+@example(rest=[("text", b"\x80", 0)], rpc=[])
 def test_no_request_is_answered_with_our_fault(
     repo: Path, rest: list[tuple[str, bytes, int | None]], rpc: list[bytes]
 ) -> None:

@@ -8,7 +8,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -25,6 +24,7 @@ from gateway.commands.up import (
     read_settings,
     show_bootstrap_token,
     start_detached,
+    up_command,
     wait_ready,
 )
 from gateway.settings import Settings
@@ -68,12 +68,7 @@ def _start_attached(
     if running_pid(settings.data_dir) is not None:
         stderr_say(f"tollway already runs on {settings.data_dir}: stop it with `make stop` or `tollway down`")
         raise typer.Exit(2)
-    arguments = [sys.executable, "-m", "gateway.cli", "up"]
-    for flag, value in (("--settings", file), ("--data-dir", data_dir)):
-        if value is not None:
-            arguments += [flag, str(value)]
-    for pair in pairs or []:
-        arguments += ["--set", pair]
+    arguments = up_command(file, pairs, data_dir)
     process = subprocess.Popen(
         arguments, stdin=subprocess.DEVNULL, process_group=0, env={**os.environ, "TOLLWAY_QUIET": "1"}
     )

@@ -114,17 +114,23 @@ async def _supervise(supervisor: Supervisor, on_ready: Callable[[Supervisor], No
         await supervisor.stop()
 
 
-def start_detached(settings: Settings, file: Path | None, pairs: list[str] | None, data_dir: Path | None) -> None:
-    """Start `tollway up` in a session of its own and wait until it is ready; exit code 1 with its words if not."""
-    if running_pid(settings.data_dir) is not None:
-        stderr_say(f"tollway already runs on {settings.data_dir}: stop it with `tollway down`")
-        raise typer.Exit(2)
+def up_command(file: Path | None, pairs: list[str] | None, data_dir: Path | None) -> list[str]:
+    """The argument vector of `tollway up` with the same settings, in this interpreter."""
     arguments = [sys.executable, "-m", "gateway.cli", "up"]
     for flag, value in (("--settings", file), ("--data-dir", data_dir)):
         if value is not None:
             arguments += [flag, str(value)]
     for pair in pairs or []:
         arguments += ["--set", pair]
+    return arguments
+
+
+def start_detached(settings: Settings, file: Path | None, pairs: list[str] | None, data_dir: Path | None) -> None:
+    """Start `tollway up` in a session of its own and wait until it is ready; exit code 1 with its words if not."""
+    if running_pid(settings.data_dir) is not None:
+        stderr_say(f"tollway already runs on {settings.data_dir}: stop it with `tollway down`")
+        raise typer.Exit(2)
+    arguments = up_command(file, pairs, data_dir)
     try:
         make_folders(settings)
     except SettingsError as error:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.auth.watcher import SnapshotWatcher
 from gateway.errors import Code
 from gateway.snapshot import HEARTBEAT_FILE, SNAPSHOT_FILE, Snapshot, touch_heartbeat, write_snapshot
+from gateway.snapshot_watcher import SnapshotWatcher
 from tests.unit.auth.policies import snapshot_of
 
 #: Long enough never to fire: tests look with `refresh`.

@@ -8,8 +8,8 @@ compile() {
     "$bin/uv" pip compile pyproject.toml --python-version 3.11 --generate-hashes --no-header --no-annotate \
         --no-emit-index-url --no-emit-find-links --quiet "$@"
 }
-compile --extra all --group build --group test --group check --group bench -o deploy/locks/bench.lock
-compile --extra all --group build --group test --group check -c deploy/locks/bench.lock -o deploy/locks/dev.lock
+compile --extra all --extra optional --group build --group test --group check --group bench -o deploy/locks/bench.lock
+compile --extra all --extra optional --group build --group test --group check -c deploy/locks/bench.lock -o deploy/locks/dev.lock
 compile --extra all --group build -c deploy/locks/bench.lock -o deploy/locks/run.lock
 compile --extra engine --group fuzz -c deploy/locks/bench.lock -o deploy/locks/fuzz.lock
 for peer in triton kserve; do

@@ -398,7 +398,8 @@ def test_deadline_and_cancellation_reach_the_other_side(is_relay: bool) -> None:
         if not is_relay:
             await made.application.aborted.wait()
             return
-        # The reference server has the deadline too and may answer before the client resets: its handler ends either way.
+        # The reference server knows the deadline too and may answer before the client resets.
+        # Its handler ends either way.
         await made.reference.cancelled.wait()
         made.reference.started.clear()
         made.reference.cancelled.clear()

@@ -56,8 +56,13 @@ def usage_by(
     since_ns: int | None = None,
     until_ns: int | None = None,
     zone: str = "UTC",
+    covered: tuple[int, int] | None = None,
+    beyond: tuple[int, int] | None = None,
 ) -> list[UsageRow]:
     """Usage of posted calls with since_ns <= t_ns < until_ns, grouped by `by` and currency, sorted by group.
+
+    `covered` and `beyond` are cuts of invoices, (event id, end_ns): only events inside the first (id <= event id and
+    t_ns < end_ns) and outside the second.
 
     Raises UsageError for an unknown dimension or zone, or for more than ROWS_MAX groups.
     """
@@ -66,6 +71,7 @@ def usage_by(
         raise UsageError(f"by: {', '.join(by)}: must be different ones of {', '.join(get_args(Dimension))}")
     in_zone = _zone(zone)
     where, values = _conditions(tenant, model, key, since_ns, until_ns)
+    where, values = _within_cuts(where, values, covered, beyond)
     groups = ", ".join([*(_COLUMNS[dimension] for dimension in by), "f.currency"])
     folded: dict[tuple[Any, ...], list[int]] = {}
     for row in db.execute(_SELECT.format(groups=groups, where=where), values):
@@ -106,6 +112,23 @@ def _conditions(
     used = [(condition, value) for condition, value in wanted if value is not None]
     where = "WHERE " + " AND ".join(condition for condition, _ in used) if used else ""
     return where, [value for _, value in used]
+
+
+def _within_cuts(
+    where: str, values: list[str | int], covered: tuple[int, int] | None, beyond: tuple[int, int] | None
+) -> tuple[str, list[str | int]]:
+    conditions = [where.removeprefix("WHERE ")] if where else []
+    if covered is not None:
+        conditions.append("e.event_id <= ? AND e.t_ns < ?")
+        values = [*values, *covered]
+    if beyond is not None:
+        # The first line narrows what is walked: events behind the cut, and those of transactions that reach beyond it.
+        conditions.append(
+            "e.event_id >= MIN(? + 1, (SELECT COALESCE(MIN(first_event_id), 9223372036854775807) FROM journal_tx"
+            " WHERE kind = 'usage' AND t_max_ns >= ?)) AND (e.event_id > ? OR e.t_ns >= ?)"
+        )
+        values = [*values, *beyond, *beyond]
+    return ("WHERE " + " AND ".join(conditions) if conditions else ""), values
 
 
 def _row(name: tuple[Any, ...], sums: list[int]) -> UsageRow:

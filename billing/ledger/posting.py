@@ -123,7 +123,7 @@ def _by_tenant(batch: Batch) -> Groups:
 def _write(db: sqlite3.Connection, names: Names, drafts: Sequence[_Draft], batch: Batch) -> None:
     for tx, rows in drafts:
         _insert_events(db, tx, names.tenant(tx.tenant), rows)
-    _seal_all(db, names, [tx for tx, _ in drafts])
+    seal_all(db, names, [tx for tx, _ in drafts])
     _note_endings(db, batch)
 
 
@@ -240,7 +240,7 @@ def _transaction(tenant: str, group: _Group, tx_id: int, first_event_id: int, po
     )
 
 
-def _seal_all(db: sqlite3.Connection, names: Names, transactions: Sequence[Transaction]) -> None:
+def seal_all(db: sqlite3.Connection, names: Names, transactions: Sequence[Transaction]) -> None:
     """Write transactions, their entries, and the seals that check and chain them."""
     row = db.execute("SELECT hash FROM seal ORDER BY tx_id DESC LIMIT 1").fetchone()
     head = row[0] if row else GENESIS

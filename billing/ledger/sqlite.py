@@ -13,6 +13,7 @@ from pathlib import Path
 from billing import failpoint
 from billing.events import encode
 from billing.ledger.connect import lock_writer, open_writer, translated
+from billing.ledger.journal import Journal
 from billing.ledger.names import Names
 from billing.ledger.port import (
     BATCH_EVENTS_MAX,
@@ -96,6 +97,15 @@ class SqliteLedger:
     def counts(self, windows: Sequence[tuple[str, int]]) -> list[int]:
         with translated("counts"):
             return [self._count(tenant, since_ns) for tenant, since_ns in windows]
+
+    @contextlib.contextmanager
+    def journal(self) -> Iterator[Journal]:
+        """One transaction for a money command: committed durably on exit, undone by an exception.
+
+        Raises LedgerUnavailable (nothing changed) and LedgerError (a rule of the schema was broken).
+        """
+        with translated("journal"), self._transaction():
+            yield Journal(self._db, self._names)
 
     def close(self) -> None:
         if hasattr(self, "_db"):

@@ -15,14 +15,12 @@ listener of its upstream and is driven by its exchange; `stage` says which event
 """
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import Final
 
 from billing import failpoint
-from billing.events import Outcome, Reason, ServedTemplate
-from billing.rating import Rater
-from gateway.auth.keyring import Keyring, Principal, Scope, authorize
-from gateway.call import CallIds, Data, Headers, call_id_bytes
+from billing.events import Outcome
+from gateway.auth.keyring import Principal, Scope, authorize
+from gateway.call import CallIds, Data, Headers
 from gateway.clock import Clock
 from gateway.errors import Code, Refusal
 from gateway.heads import (
@@ -36,7 +34,8 @@ from gateway.heads import (
     facts_of,
 )
 from gateway.metering.port import RecordLog
-from gateway.monitoring.call_log import LINE, CallLog
+from gateway.monitoring.call_line import CallLines, caller_fields
+from gateway.monitoring.call_log import CallLog
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
 from gateway.net.exchange import POOL_FULL, Exchange, Upstream
@@ -46,10 +45,11 @@ from gateway.net.h2_call import H2Call
 from gateway.net.h2_exchange import H2Exchange
 from gateway.net.h2_outbound import H2UpstreamPool
 from gateway.quota.store import Decision, Grant, QuotaStore
-from gateway.replies import GRPC_TYPE, JSON_TYPE, ChargeTexts, kept_of, lines_of, refuse, server_timing
+from gateway.replies import GRPC_TYPE, JSON_TYPE, inference_lines, kept_of, lines_of, refuse, server_timing
 from gateway.routing.router import Endpoint, Router
 from gateway.rows import RowPeek, row_peek_of
 from gateway.settings import Limits
+from gateway.tickets import Charge, Policy, Ticket
 from gateway.wire.grpc import PREFIX_BYTES, format_timeout
 from gateway.wire.grpc_blocks import (
     Trailers,
@@ -61,7 +61,6 @@ from gateway.wire.grpc_blocks import (
     trailers_of,
 )
 from gateway.wire.header_blocks import BlockEncoder
-from gateway.wire.http1 import encode_fields
 from gateway.wire.http2_frames import H2Code
 from gateway.wire.oip_peek import GrpcPeek
 from gateway.wire.protobuf_peek import Peeked, recall_whole
@@ -70,7 +69,6 @@ _ANONYMOUS: Final = "-"
 _NO_TRAILERS: Final[Headers] = []
 #: Whole bodies up to this are not counted in the worker's budget: `calls_in_flight_max` bounds them well enough.
 _UNCOUNTED_BYTES_MAX: Final = 4096
-_TEMPLATES_MAX: Final = 4096
 #: Calls that hand over units apart from headers.
 _CUTTING: Final = (H1Request, H2Call)
 
@@ -82,39 +80,7 @@ FORWARDING: Final = 2
 RECORDING: Final = 3  # the reply is complete and waits for its record
 DONE: Final = 4
 _OK: Final = int(Outcome.OK)
-_SCOPE_INFER: Final = Scope.INFER
 _SCOPE_READ: Final = Scope.READ
-_NOT_BILLABLE: Final = int(Reason.NOT_BILLABLE)
-
-
-@dataclass(slots=True, kw_only=True)
-class Policy:
-    """What the current snapshot means; replaced as a whole when a new one arrives."""
-
-    version: int
-    keyring: Keyring
-    rater: Rater
-    price_version: int
-    currency: str
-    #: Usage records prepared per (principal, model, version, is gRPC).
-    templates: dict[tuple[Principal, str, str, bool], ServedTemplate] = field(default_factory=dict)
-
-    def new_template(self, principal: Principal, model: str, version: str, *, is_grpc: bool) -> ServedTemplate:
-        """Make and remember one; all are forgotten when there are too many."""
-        template = ServedTemplate(
-            tenant=principal.tenant.tenant,
-            key_id=principal.key.key_id,
-            plan=principal.plan.name,
-            model=model,
-            model_version=version,
-            price_version=self.price_version,
-            currency=self.currency,
-            protocol=1 if is_grpc else 0,
-        )
-        if len(self.templates) >= _TEMPLATES_MAX:
-            self.templates.clear()
-        self.templates[principal, model, version, is_grpc] = template
-        return template
 
 
 class Gateway:
@@ -151,7 +117,7 @@ class Gateway:
         self.is_draining = False
         self.is_policy_refused = False
         self.ids = CallIds()
-        self.charges = ChargeTexts()
+        self.lines = CallLines()
         self.encoder = BlockEncoder()
         self.live: set[LiveCall] = set()
 
@@ -287,8 +253,7 @@ class LiveCall:
     backend_start_ns = 0
     backend_end_ns = 0
     record_ns = 0
-    charge_nanos = 0
-    reason = _NOT_BILLABLE
+    ticket: Ticket | None = None
     code: Code | None = None
     status = 0
     stage: int = DECIDING
@@ -300,9 +265,14 @@ class LiveCall:
         self.policy = gateway.policy
         self.exchange = exchange
         self.facts = facts
+        self.charge: Charge = self.policy.not_billable
         self.arrival_ns = gateway.clock.monotonic_ns()
-        #: 36 characters; the usage record keeps the 16 bytes.
-        self.call_id = gateway.ids.mint()
+        self.arrival_wall_ns = wall_ns = gateway.clock.wall_ns()
+        ids = gateway.ids
+        #: 36 characters; the 16 bytes that the usage record keeps; the 32 digits of a trace that begins here.
+        self.call_id = ids.mint(wall_ns)
+        self.call_id_raw = ids.raw
+        self.call_id_hex = ids.hex
         self.model = facts.model
         if facts.version:
             self.version = facts.version
@@ -320,7 +290,7 @@ class LiveCall:
         gateway, facts = self.gateway, self.facts
         if facts.timeout_ns:
             self.deadline = gateway.loop.call_later(facts.timeout_ns / 1e9, self.on_deadline)
-        principal = self.policy.keyring.authenticate(facts.credential, gateway.clock.wall_ns())
+        principal = self.policy.keyring.authenticate(facts.credential, self.arrival_wall_ns)
         if isinstance(principal, Refusal):
             if gateway.is_key_required or facts.credential is not None:
                 self.refuse(principal)
@@ -365,12 +335,18 @@ class LiveCall:
             message = "this API key is limited to some models and may not list all"
             self.refuse(Refusal(code=Code.MODEL_FORBIDDEN, message=message))
             return
+        is_grpc = self.exchange.head.is_grpc
+        ticket: Ticket | None = None
         if principal is not None:
-            refusal = authorize(principal, _SCOPE_INFER if is_infer else _SCOPE_READ, self.model or None)
+            refusal: Refusal | None
+            if is_infer:
+                self.ticket = ticket = self.policy.ticket(principal, self.model, self.version, is_grpc=is_grpc)
+                refusal = ticket.refusal
+            else:
+                refusal = authorize(principal, _SCOPE_READ, self.model or None)
             if refusal is not None:
                 self.refuse(refusal)
                 return
-        is_grpc = self.exchange.head.is_grpc
         router = gateway.router
         if facts.kind == SERVER_READ or not self.model:
             endpoint = router.any_endpoint(is_grpc=is_grpc)
@@ -383,20 +359,16 @@ class LiveCall:
                 self.refuse(endpoint)
             return
         self.endpoint = endpoint
-        if is_infer and not endpoint.is_trusted and principal is not None and not self._can_measure(principal):
+        if ticket is not None and not endpoint.is_trusted and not self._can_measure(ticket):
             return
         self.admit()
 
-    def _can_measure(self, principal: Principal) -> bool:
+    def _can_measure(self, ticket: Ticket) -> bool:
         """On a backend whose counts are not believed: count ourselves what is sold. False: refused, or not in yet."""
-        price = self.policy.rater.price_of(self.model)
-        if principal.plan.pricing != "priced":
-            return True
-        if price.per_compute_ms_nanos:
-            message = "this model is priced by compute time, which its backend does not report"
-            self.refuse(Refusal(code=Code.METERING_UNAVAILABLE, message=message))
+        if ticket.unmeasured is not None:
+            self.refuse(ticket.unmeasured)
             return False
-        if not price.per_row_nanos or self.exchange.head.is_grpc:
+        if not ticket.needs_rows or self.exchange.head.is_grpc:
             return True
         peek = row_peek_of(self.facts.json_length, is_encoded=self.facts.is_encoded)
         if isinstance(peek, Refusal):
@@ -476,8 +448,7 @@ class LiveCall:
 
     def _forwarded_headers(self) -> Headers:
         """The caller's headers without credentials, plus id, trace and the time that is left."""
-        facts = self.facts
-        hex_id = self.call_id.replace(b"-", b"")
+        facts, hex_id = self.facts, self.call_id_hex
         headers = [
             *facts.forward,
             (b"x-request-id", facts.request_id or self.call_id),
@@ -491,8 +462,7 @@ class LiveCall:
 
     def _forwarded_lines(self) -> bytes:
         """The same as HTTP/1.1 lines: what does not change from call to call was encoded once."""
-        facts = self.facts
-        hex_id = self.call_id.replace(b"-", b"")
+        facts, hex_id = self.facts, self.call_id_hex
         lines = b"%bx-request-id: %b\r\ntraceparent: 00-%b-%b-%b\r\n" % (
             facts.forward_lines,
             facts.request_id or self.call_id,
@@ -510,7 +480,7 @@ class LiveCall:
         forward = facts.forward_block
         if forward is None:
             forward = facts.forward_block = self.gateway.encoder.encode(facts.forward)
-        block = forward_block(forward, facts.request_id or call_id, facts.trace_id, facts.trace_flags, call_id)
+        block = forward_block(forward, facts.request_id or call_id, facts.trace_id, facts.trace_flags, self.call_id_hex)
         return block + timeout_field(format_timeout(self._left_ns())) if facts.timeout_ns else block
 
     def _left_ns(self) -> int:
@@ -623,8 +593,8 @@ class LiveCall:
         assert self.reply_body is not None
         if not self.is_streaming:
             self.is_streaming = True
-            if self.reply_status == 200:
-                self._price()
+            if self.reply_status == 200 and self.ticket is not None:
+                self.charge = self.ticket.charge(self.rows, self.compute_ns)
             headers = self.reply_headers + self._own_headers(0)
             if self.reply_length >= 0:
                 headers.append((b"content-length", b"%d" % self.reply_length))
@@ -673,11 +643,11 @@ class LiveCall:
         else:
             is_ok = self.reply_status == 200
         if not is_ok:
-            self.charge_nanos, self.reason = 0, _NOT_BILLABLE
+            self.charge = self.policy.not_billable
             self.code = Code.BACKEND_FAULT if self.reply_status >= 500 else Code.BAD_REQUEST
         log = self.gateway.log
-        if is_ok and self.facts.kind == INFER and log is not None and self.principal is not None:
-            self.record(log, self.principal)
+        if is_ok and log is not None and self.ticket is not None:
+            self.record(log, self.ticket)
         else:
             self.send()
 
@@ -702,35 +672,21 @@ class LiveCall:
 
     # -- settle, record, send -----------------------------------------------------------------------------------------
 
-    def _price(self) -> None:
-        """List price of this call at the pinned price version. Only calls that were answered well are priced."""
-        principal = self.principal
-        if principal is not None and self.facts.kind == INFER:
-            policy = self.policy
-            self.charge_nanos, self.reason = policy.rater.charge(
-                self.model, principal.plan.pricing, _OK, self.rows, self.compute_ns
-            )
-
-    def record(self, log: RecordLog, principal: Principal) -> None:
-        """Append SERVED. `on_durable` follows once it, and all that wait with it, is on disk."""
+    def record(self, log: RecordLog, ticket: Ticket) -> None:
+        """Append SERVED at the list price. `on_durable` follows once it, and all that wait with it, is on disk."""
         self.stage = RECORDING
         if not self.is_streaming:
-            self._price()
-        gateway = self.gateway
-        is_grpc = self.exchange.head.is_grpc
-        template = self.policy.templates.get((principal, self.model, self.version, is_grpc))
-        if template is None:
-            template = self.policy.new_template(principal, self.model, self.version, is_grpc=is_grpc)
-        payload = template.encode(
-            call_id_bytes(self.call_id),
-            gateway.clock.wall_ns(),
+            self.charge = ticket.charge(self.rows, self.compute_ns)
+        payload = ticket.template.encode(
+            self.call_id_raw,
+            self.gateway.clock.wall_ns(),
             _OK,
-            self.reason,
+            self.charge.reason,
             self.rows,
             self.compute_ns,
             self.request_bytes,
             self.reply_bytes,
-            self.charge_nanos,
+            self.charge.nanos,
         )
         log.append(payload, self.on_durable)
 
@@ -744,7 +700,7 @@ class LiveCall:
             gateway.log.mark_ended(seq, "gone_before_durable", 0)
             # Free by R8: what is logged and counted must not look like a paid success.
             self.code, self.status = Code.CANCELLED, 499
-            self.charge_nanos, self.reason = 0, _NOT_BILLABLE
+            self.charge = self.policy.not_billable
             self.finish()
             return
         if failpoint.armed:
@@ -773,53 +729,38 @@ class LiveCall:
 
     def _own_headers(self, record_ns: int) -> Headers:
         """Identity, charge, time and limits: what every answer of ours carries (CONTRACT.md §6)."""
-        policy = self.policy
         backend_ns = (self.backend_end_ns or self.gateway.clock.monotonic_ns()) - self.backend_start_ns
         headers = self._identity()
         if self.facts.kind == INFER:
-            text = self.gateway.charges.text(self.charge_nanos, self.reason, policy.price_version, policy.currency)
-            headers.append((b"tollway-charge", text))
+            headers.append((b"tollway-charge", self.charge.text))
         gateway_ns = self.backend_start_ns - self.arrival_ns
         headers.append((b"server-timing", server_timing(gateway_ns, self.queue_ns, backend_ns, record_ns)))
         if self.grant is not None:
             headers.extend(self.grant.headers)
         return headers
 
+    def _timing(self) -> bytes:
+        return server_timing(
+            self.backend_start_ns - self.arrival_ns,
+            self.queue_ns,
+            self.backend_end_ns - self.backend_start_ns,
+            self.record_ns,
+        )
+
     def _reply_lines(self) -> bytes:
         """`reply_headers` and `_own_headers` of an inference as HTTP/1.1 lines, in one formatting step."""
-        policy = self.policy
-        grant = self.grant
-        return b"%b%btollway-call-id: %b\r\nx-request-id: %b\r\ntollway-charge: %b\r\nserver-timing: %b\r\n" % (
-            lines_of(self.reply_headers),
-            b"" if grant is None else encode_fields(grant.headers),
-            self.call_id,
-            self.facts.request_id or self.call_id,
-            self.gateway.charges.text(self.charge_nanos, self.reason, policy.price_version, policy.currency),
-            server_timing(
-                self.backend_start_ns - self.arrival_ns,
-                self.queue_ns,
-                self.backend_end_ns - self.backend_start_ns,
-                self.record_ns,
-            ),
-        )
+        call_id = self.call_id
+        request_id = self.facts.request_id or call_id
+        kept = lines_of(self.reply_headers)
+        return inference_lines(kept, self.grant, call_id, request_id, self.charge.text, self._timing())
 
     def _reply_block(self) -> bytes:
         """The same as an HTTP/2 header block, for gRPC."""
-        gateway = self.gateway
-        policy, encoder, grant = self.policy, gateway.encoder, self.grant
-        block = reply_block(
-            head_block(encoder, self.reply_status, self.reply_headers),
-            self.call_id,
-            self.facts.request_id or self.call_id,
-            gateway.charges.text(self.charge_nanos, self.reason, policy.price_version, policy.currency),
-            server_timing(
-                self.backend_start_ns - self.arrival_ns,
-                self.queue_ns,
-                self.backend_end_ns - self.backend_start_ns,
-                self.record_ns,
-            ),
-        )
-        return block if grant is None else block + limits_block(encoder, grant.headers)
+        encoder, call_id, grant = self.gateway.encoder, self.call_id, self.grant
+        request_id = self.facts.request_id or call_id
+        head = head_block(encoder, self.reply_status, self.reply_headers)
+        block = reply_block(head, call_id, request_id, self.charge.text, self._timing())
+        return block if grant is None or not grant.policy else block + limits_block(grant.policy, grant.left)
 
     def _trailer_block(self, trailers: Trailers) -> bytes:
         block = trailers.block
@@ -909,30 +850,37 @@ class LiveCall:
         model = self.model if self.endpoint is not None else _ANONYMOUS
         gateway.counters.observe(protocol, model, code, duration_ns)
         if gateway.call_log is not None and self.facts.kind > HEALTH:
-            self._log(gateway.call_log, protocol, model, code, duration_ns)
+            ticket = self.ticket
+            if ticket is not None and self.endpoint is not None:
+                caller = ticket.log_fields
+            else:
+                caller = self._caller_fields(protocol, model)
+            self._log(gateway.call_log, caller, code.encode(), duration_ns)
 
-    def _log(self, call_log: CallLog, protocol: str, model: str, code: str, duration_ns: int) -> None:
+    def _caller_fields(self, protocol: str, model: str) -> bytes:
         principal = self.principal
-        backend_ns = max(0, self.backend_end_ns - self.backend_start_ns)
+        if principal is None:
+            return caller_fields("", "", protocol, model)
+        return caller_fields(principal.tenant.tenant, principal.key.key_id, protocol, model)
+
+    def _log(self, call_log: CallLog, caller: bytes, code: bytes, duration_ns: int) -> None:
+        gateway = self.gateway
+        backend_ns = self.backend_end_ns - self.backend_start_ns
         call_log.write(
-            LINE
-            % (
-                self.gateway.clock.wall_ns(),
+            gateway.lines.line(
+                gateway.clock.wall_ns(),
                 self.call_id,
-                principal.tenant.tenant.encode() if principal is not None else b"",
-                principal.key.key_id.encode() if principal is not None else b"",
-                protocol.encode(),
-                _json_safe(model),
-                code.encode(),
+                caller,
+                code,
                 self.status,
                 self.rows,
-                self.charge_nanos,
-                duration_ns // 1000,
-                backend_ns // 1000,
-                self.record_ns // 1000,
+                self.charge.nanos,
+                duration_ns,
+                backend_ns if backend_ns > 0 else 0,
+                self.record_ns,
                 self.request_bytes,
                 self.reply_bytes,
-                self.facts.trace_id or self.call_id.replace(b"-", b""),
+                self.facts.trace_id or self.call_id_hex,
             )
         )
 
@@ -952,10 +900,3 @@ def _find(headers: Headers, name: bytes) -> bytes | None:
         if pair[0] == name:
             return pair[1]
     return None
-
-
-def _json_safe(text: str) -> bytes:
-    """A model name as it may stand inside a JSON string; names with anything unusual are escaped."""
-    if text.isascii() and '"' not in text and "\\" not in text and text.isprintable():
-        return text.encode()
-    return text.encode("unicode_escape").replace(b"\\", b"\\\\").replace(b'"', b'\\"')

@@ -2,10 +2,10 @@
 
 from typing import Final, cast
 
-from billing.events import Reason
 from gateway.call import Headers
 from gateway.errors import Code, Refusal
 from gateway.net.exchange import Exchange
+from gateway.quota.store import Grant
 from gateway.wire.field_list import FieldList
 from gateway.wire.grpc import status_trailers
 from gateway.wire.http1 import encode_fields
@@ -13,13 +13,10 @@ from gateway.wire.status import STATUS, oip_error_body
 
 JSON_TYPE: Final = (b"content-type", b"application/json")
 GRPC_TYPE: Final = (b"content-type", b"application/grpc")
-_REASON_NAMES: Final = {reason.value: reason.name.lower().encode() for reason in Reason}
-_NANOS: Final = 1_000_000_000
-_MEMO_MAX: Final = 4096
 _TABLE_US: Final = 10_000
 _TABLE_NS: Final = _TABLE_US * 1000
 #: Microseconds → milliseconds with three decimals.
-_MS_TEXTS: Final = tuple(b"%d.%03d" % divmod(us, 1000) for us in range(_TABLE_US))
+_MS_TEXTS: Final = [b"%d.%03d" % divmod(us, 1000) for us in range(_TABLE_US)]
 
 
 def refuse(exchange: Exchange, refusal: Refusal, identity: Headers, call_id: str) -> int:
@@ -40,31 +37,6 @@ def refuse(exchange: Exchange, refusal: Refusal, identity: Headers, call_id: str
         extra.append((b"accept-encoding", b"gzip, deflate"))
     exchange.reply(status, [JSON_TYPE, *extra], oip_error_body(refusal.code, refusal.message, call_id))
     return status
-
-
-class ChargeTexts:
-    """Formats `tollway-charge`: `0.00002 USD; reason=priced; price=3`. Memoised: prices repeat."""
-
-    __slots__ = ("_memo",)
-
-    def __init__(self) -> None:
-        self._memo: dict[tuple[int, int, int, str], bytes] = {}
-
-    def text(self, nanos: int, reason: int, price_version: int, currency: str) -> bytes:
-        key = (nanos, reason, price_version, currency)
-        text = self._memo.get(key)
-        if text is None:
-            if len(self._memo) >= _MEMO_MAX:
-                self._memo.clear()
-            text = self._memo[key] = _charge_text(nanos, reason, price_version, currency)
-        return text
-
-
-def _charge_text(nanos: int, reason: int, price_version: int, currency: str) -> bytes:
-    whole, fraction = divmod(nanos, _NANOS)
-    digits = f"{fraction:09d}".rstrip("0")
-    amount = f"{whole}.{digits}" if digits else str(whole)
-    return b"%b %b; reason=%b; price=%d" % (amount.encode(), currency.encode(), _REASON_NAMES[reason], price_version)
 
 
 def kept_of(headers: Headers) -> tuple[Headers, Headers]:
@@ -102,18 +74,36 @@ def _split(headers: Headers) -> tuple[Headers, Headers]:
 
 def server_timing(gateway_ns: int, queue_ns: int, backend_ns: int, record_ns: int) -> bytes:
     """`Server-Timing` (W3C), durations in milliseconds with three decimals."""
-    if max(gateway_ns, queue_ns, backend_ns, record_ns) < _TABLE_NS:
+    if 0 <= gateway_ns < _TABLE_NS and 0 <= queue_ns < _TABLE_NS and backend_ns < _TABLE_NS and record_ns < _TABLE_NS:
         # Formatting four floats costs more than a microsecond; most durations are short and stand in a table.
-        texts = _MS_TEXTS
         return b"gateway;dur=%b, queue;dur=%b, backend;dur=%b, record;dur=%b" % (
-            texts[gateway_ns // 1000],
-            texts[queue_ns // 1000],
-            texts[backend_ns // 1000],
-            texts[record_ns // 1000],
+            _MS_TEXTS[gateway_ns // 1000],
+            _MS_TEXTS[queue_ns // 1000],
+            _MS_TEXTS[backend_ns // 1000],
+            _MS_TEXTS[record_ns // 1000],
         )
     return b"gateway;dur=%.3f, queue;dur=%.3f, backend;dur=%.3f, record;dur=%.3f" % (
         gateway_ns / 1e6,
         queue_ns / 1e6,
         backend_ns / 1e6,
         record_ns / 1e6,
+    )
+
+
+def inference_lines(  # noqa: PLR0917 - by position: this runs once per call
+    kept: bytes, grant: Grant | None, call_id: bytes, request_id: bytes, charge: bytes, timing: bytes
+) -> bytes:
+    """Header lines of an answered inference over HTTP/1.1, in one step; `kept` are the backend's (CONTRACT.md §6)."""
+    if grant is None or not grant.policy:
+        return b"%btollway-call-id: %b\r\nx-request-id: %b\r\ntollway-charge: %b\r\nserver-timing: %b\r\n" % (
+            kept,
+            call_id,
+            request_id,
+            charge,
+            timing,
+        )
+    return (
+        b"%bratelimit-policy: %b\r\nratelimit: %b\r\n"
+        b"tollway-call-id: %b\r\nx-request-id: %b\r\ntollway-charge: %b\r\nserver-timing: %b\r\n"
+        % (kept, grant.policy, grant.left, call_id, request_id, charge, timing)
     )

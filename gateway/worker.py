@@ -32,7 +32,7 @@ from gateway.net.h1_outbound import H1UpstreamPool
 from gateway.net.h2_outbound import H2PoolLimits, H2UpstreamPool
 from gateway.net.listener import Listener, h2_wire_limits_of
 from gateway.net.tls import tls_context
-from gateway.pipeline import Gateway, Policy
+from gateway.pipeline import Gateway
 from gateway.quota.memory_client import MemoryQuotaStore
 from gateway.quota.store import QuotaStore
 from gateway.routing import health
@@ -40,6 +40,7 @@ from gateway.routing.router import Endpoint, Router
 from gateway.settings import Limits, Settings, parse_settings
 from gateway.snapshot import Backend, Snapshot
 from gateway.snapshot_watcher import SnapshotWatcher
+from gateway.tickets import Policy
 
 _SWEEP_S: Final = 1.0
 #: SIGINT (Ctrl-C) asks for a quick end; SIGTERM for a patient one.

@@ -87,7 +87,7 @@ class _Entry:
 class Keyring:
     """All keys of one snapshot. `version` is the snapshot's."""
 
-    __slots__ = ("_dummy", "_entries", "_forms", "version")
+    __slots__ = ("_dummy", "_entries", "_opened", "version")
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.version = snapshot.version
@@ -100,9 +100,9 @@ class Keyring:
         dummy_lock = (inner, outer, bytes(32), _FOREVER_NS)
         self._dummy = _Entry((dummy_lock,), _FOREVER_NS, UNAUTHENTICATED)
         self._entries: dict[bytes, _Entry] = {}
-        #: Texts that opened a lock under this snapshot → their entry and secret. Saves taking the text apart again,
-        #: never the check; only right keys get in, so it is bounded by the number of live secrets.
-        self._forms: dict[bytes | None, tuple[_Entry, bytes]] = {}
+        #: Texts that opened a lock under this snapshot → what they get before an instant. Only right keys get in, so
+        #: it is bounded by the number of live secrets; it ends with the snapshot (docs/adr/0006).
+        self._opened: dict[bytes | None, tuple[Principal, int]] = {}
         for key in snapshot.keys:
             locks = tuple(_locks(key.secrets, pads_by_version)) or (dummy_lock,)
             expires_ns = _FOREVER_NS if key.expires_ns is None else key.expires_ns
@@ -113,26 +113,30 @@ class Keyring:
 
         Never raises, whatever the bytes.
         """
-        known = self._forms.get(credential)
-        if known is None:
-            return self._authenticate_new(credential, wall_ns)
-        entry, secret = known
-        return _open(entry, secret, wall_ns)
+        opened = self._opened.get(credential)
+        if opened is not None and wall_ns < opened[1]:
+            return opened[0]
+        return self._authenticate_new(credential, wall_ns)
 
     def _authenticate_new(self, credential: bytes | None, wall_ns: int) -> Principal | Refusal:
-        """The same for a text that has opened nothing so far; remembers its form if it does."""
+        """The same for a text that has opened nothing so far, or whose time may be over; remembers it if it opens."""
         parsed = None if credential is None else parse(credential)
         if credential is None or parsed is None:
             return _explain(credential)
         entry = self._entries.get(parsed.kid, self._dummy)
-        verdict = _open(entry, parsed.secret, wall_ns)
-        if isinstance(verdict, Principal):
-            self._forms[credential] = (entry, parsed.secret)
-        return verdict
+        not_after_ns = _open(entry, parsed.secret)
+        if not_after_ns is None:
+            return UNAUTHENTICATED
+        before_ns = min(not_after_ns, entry.expires_ns)
+        if wall_ns >= before_ns:
+            return _ended(entry, wall_ns)
+        if isinstance(entry.verdict, Principal):
+            self._opened[credential] = (entry.verdict, before_ns)
+        return entry.verdict
 
 
-def _open(entry: _Entry, secret: bytes, wall_ns: int) -> Principal | Refusal:
-    """Try every lock of `entry` (two during a rotation's overlap) and judge what a right secret may do now."""
+def _open(entry: _Entry, secret: bytes) -> int | None:
+    """Try every lock of `entry` (two during a rotation's overlap); the last instant of the one that opens."""
     for inner, outer, expected, not_after_ns in entry.locks:
         # Copies of the states skip two of the four compressions and cost half of two one-shot calls.
         inside = inner.copy()
@@ -140,10 +144,8 @@ def _open(entry: _Entry, secret: bytes, wall_ns: int) -> Principal | Refusal:
         outside = outer.copy()
         outside.update(inside.digest())
         if compare_digest(outside.digest(), expected):
-            if wall_ns < not_after_ns and wall_ns < entry.expires_ns:
-                return entry.verdict
-            return _ended(entry, wall_ns)
-    return UNAUTHENTICATED
+            return not_after_ns
+    return None
 
 
 def _ended(entry: _Entry, wall_ns: int) -> Refusal:

@@ -1,7 +1,7 @@
 """HOT PATH. Owns the call log: one JSON line per call, written by a thread so that a slow disk never stops a call.
 
-The line's fields are names and numbers only: no payload, no key, no header of the caller. Lines are gathered and handed
-over 4 times a second; when the writer cannot keep up, lines are dropped and counted, never calls.
+Lines (`call_line`) are gathered and handed over 4 times a second; when the writer cannot keep up, lines are dropped and
+counted, never calls.
 """
 
 import os
@@ -14,13 +14,6 @@ from typing import Final
 _FLUSH_S: Final = 0.25
 _BATCHES_MAX: Final = 64
 _LINES_MAX: Final = 4096
-
-#: The layout of a line; `CallLog.write` takes the values in this order, already safe for JSON.
-LINE: Final = (
-    b'{"event":"call","t_ns":%d,"call_id":"%b","tenant":"%b","key_id":"%b","protocol":"%b","model":"%b",'
-    b'"code":"%b","status":%d,"rows":%d,"charge_nanos":%d,"duration_us":%d,"backend_us":%d,"record_us":%d,'
-    b'"request_bytes":%d,"reply_bytes":%d,"trace_id":"%b"}\n'
-)
 
 
 class CallLog:

@@ -5,21 +5,18 @@ it holds, `w` the seconds in which it fills from empty), "day", "month". All num
 up, so a caller that waits `t` seconds never comes too early.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 from gateway.quota.allowance import UNLIMITED
+from gateway.quota.store import POLICY_NAME
 from gateway.snapshot import Plan
+from gateway.wire.decimal import SlowNumber, decimal
 
-POLICY_NAME: Final = b"ratelimit-policy"
-LIMIT_NAME: Final = b"ratelimit"
 NS_PER_S: Final = 1_000_000_000
 _DAY_S: Final = 86_400
 _MONTH_S: Final = 31 * _DAY_S
 
 Field = tuple[bytes, bytes]
-#: (slots left, calls of the lease that are left) → field value.
-Render = Callable[[int, int], bytes]
 
 
 def policy_of(plan: Plan) -> Field | None:
@@ -50,22 +47,52 @@ class Left:
         self.month_end_ns = month_end_ns
 
 
-def renderer_of(plan: Plan, left: Left, wall_ns: int) -> Render:
-    """A function that writes the `ratelimit` value. Its seconds are as of `wall_ns`; make a new one each second."""
-    template = []
-    bases = []
+class _Item:
+    """One limit: `text(calls)` is its part of the value when the lease has `calls` left."""
+
+    __slots__ = ("after", "base", "before", "number")
+
+    def __init__(self, before: bytes, base: int, after: bytes) -> None:
+        self.before = before
+        self.base = base
+        self.after = after
+        self.number = SlowNumber()
+
+
+class Renderer:
+    """Writes the `ratelimit` value. Its seconds are as of the instant it was made for: make a new one each second."""
+
+    __slots__ = ("_has_slots", "_items")
+
+    def __init__(self, items: list[_Item], *, has_slots: bool) -> None:
+        self._items = items
+        self._has_slots = has_slots
+
+    def render(self, slots: int, calls: int) -> bytes:
+        """The field value when `slots` and `calls` of the lease are left."""
+        text = b""
+        if self._has_slots:
+            text = b'"concurrency";r=' + decimal(slots)
+        for item in self._items:
+            text = b"%b%b%b%b" % (text, item.before, item.number.text(item.base + calls), item.after)
+        return text
+
+
+def renderer_of(plan: Plan, left: Left, wall_ns: int) -> Renderer:
+    """What writes the `ratelimit` value of `plan` from `wall_ns` on."""
+    figures: list[tuple[bytes, int, int]] = []
     if plan.rate_calls is not None and left.rate < UNLIMITED:
-        template.append(b'"burst";r=%%d;t=%d' % _refill_s(plan, 1))
-        bases.append(left.rate)
+        figures.append((b"burst", left.rate, _refill_s(plan, 1)))
     if plan.calls_per_day is not None and left.day < UNLIMITED:
-        template.append(b'"day";r=%%d;t=%d' % seconds_until(left.day_end_ns, wall_ns))
-        bases.append(left.day)
+        figures.append((b"day", left.day, seconds_until(left.day_end_ns, wall_ns)))
     if plan.calls_per_month is not None and left.month < UNLIMITED:
-        template.append(b'"month";r=%%d;t=%d' % seconds_until(left.month_end_ns, wall_ns))
-        bases.append(left.month)
-    if plan.concurrency is not None:
-        return _with_slots(b", ".join([b'"concurrency";r=%d', *template]), bases)
-    return _without_slots(b", ".join(template), bases)
+        figures.append((b"month", left.month, seconds_until(left.month_end_ns, wall_ns)))
+    has_slots = plan.concurrency is not None
+    items = [
+        _Item(b'%b"%b";r=' % (b", " if at or has_slots else b"", name), base, b";t=%d" % seconds)
+        for at, (name, base, seconds) in enumerate(figures)
+    ]
+    return Renderer(items, has_slots=has_slots)
 
 
 def seconds_until(end_ns: int, wall_ns: int) -> int:
@@ -76,28 +103,3 @@ def _refill_s(plan: Plan, calls: int) -> int:
     """Whole seconds in which `calls` calls come back, at least 1."""
     assert plan.rate_calls is not None
     return max(1, -(-calls * plan.rate_window_s // plan.rate_calls))
-
-
-# One formatting expression per number of limits: a generic loop would cost more than the rest of an admission.
-
-
-def _with_slots(template: bytes, bases: list[int]) -> Render:
-    match bases:
-        case [a, b, c]:
-            return lambda slots, calls: template % (slots, a + calls, b + calls, c + calls)
-        case [a, b]:
-            return lambda slots, calls: template % (slots, a + calls, b + calls)
-        case [a]:
-            return lambda slots, calls: template % (slots, a + calls)
-    return lambda slots, calls: template % slots
-
-
-def _without_slots(template: bytes, bases: list[int]) -> Render:
-    match bases:
-        case [a, b, c]:
-            return lambda slots, calls: template % (a + calls, b + calls, c + calls)
-        case [a, b]:
-            return lambda slots, calls: template % (a + calls, b + calls)
-        case [a]:
-            return lambda slots, calls: template % (a + calls)
-    return lambda slots, calls: template

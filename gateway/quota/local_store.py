@@ -5,7 +5,7 @@ For tests and for programs of one process. Every call is decided at once and exa
 
 from gateway.clock import Clock
 from gateway.errors import Code
-from gateway.quota.headers import LIMIT_NAME, Field, Left, policy_of, renderer_of
+from gateway.quota.headers import Field, Left, policy_of, renderer_of
 from gateway.quota.owner import Owner, Parked, WorkerState
 from gateway.quota.protocol import Answer, Ask, Return
 from gateway.quota.refusals import refusal_of
@@ -33,11 +33,13 @@ class LocalQuotaStore:
         assert not isinstance(answer, Parked)
         policy = self._policy_of(plan)
         left = Left(answer.rate_left, answer.day_left, answer.day_end_ns, answer.month_left, answer.month_end_ns)
-        value = renderer_of(plan, left, self._clock.wall_ns())(answer.slots_left, 0)
+        value = renderer_of(plan, left, self._clock.wall_ns()).render(answer.slots_left, 0)
         if not answer.calls:
             code = Code.QUOTA_UNAVAILABLE if answer.code is None else Code(answer.code)
             return refusal_of(plan, code, answer.retry_after_ms, policy, value)
-        return Grant(tenant.tenant, () if policy is None else (policy, (LIMIT_NAME, value)), (answer, slots))
+        if policy is None:
+            return Grant(tenant.tenant, b"", b"", (answer, slots))
+        return Grant(tenant.tenant, policy[1], value, (answer, slots))
 
     def release(self, grant: Grant, *, is_counted: bool) -> None:
         """See `QuotaStore.release`; a second release of one grant does nothing."""

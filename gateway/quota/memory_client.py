@@ -110,7 +110,7 @@ class MemoryQuotaStore:
             return self._queue(shelf, on_decision)
         if shelf.policy is None:  # no limits: no clock, no lease, no words
             shelf.in_flight += 1
-            return Grant(shelf.tenant, (), shelf.lease)
+            return Grant(shelf.tenant, b"", b"", shelf.lease)
         if not shelf.waiters:
             grant = shelf.try_take(self._monotonic_ns())
             if grant is not None:

@@ -3,8 +3,9 @@
 from typing import Final
 
 from gateway.errors import Code, Refusal
-from gateway.quota.headers import LIMIT_NAME, Field
+from gateway.quota.headers import Field
 from gateway.quota.owner import UNAVAILABLE_RETRY_MS
+from gateway.quota.store import LIMIT_NAME
 from gateway.snapshot import Plan
 
 UNAVAILABLE: Final = Refusal(

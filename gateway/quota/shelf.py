@@ -13,7 +13,7 @@ from typing import Final
 from gateway.errors import Code, Refusal
 from gateway.quota.allowance import SPARE_CALLS_MIN, SPARE_SLOTS_LIMIT_MIN, UNLIMITED
 from gateway.quota.gcra import lease_terms
-from gateway.quota.headers import LIMIT_NAME, Left, Render, policy_of, renderer_of
+from gateway.quota.headers import Left, Renderer, policy_of, renderer_of
 from gateway.quota.protocol import NEED_MAX, Answer, Ask, Holding, Return
 from gateway.quota.refusals import refusal_of
 from gateway.quota.store import Grant, OnDecision
@@ -30,15 +30,24 @@ _FIRST_SPARE: Final = 32
 class Lease:
     """Leased calls and where they were counted. Every grant points to one, so that it can be given back there."""
 
-    __slots__ = ("calls", "day_start_ns", "expires_ns", "month_start_ns", "render", "renew_calls", "renew_ns", "shelf")
+    __slots__ = (
+        "calls",
+        "day_start_ns",
+        "expires_ns",
+        "month_start_ns",
+        "renderer",
+        "renew_calls",
+        "renew_ns",
+        "shelf",
+    )
 
-    def __init__(self, shelf: "Shelf", calls: int, expires_ns: int, now_ns: int, render: Render) -> None:
+    def __init__(self, shelf: "Shelf", calls: int, expires_ns: int, now_ns: int, renderer: Renderer) -> None:
         self.shelf = shelf
         self.calls = calls
         self.expires_ns = expires_ns
         self.day_start_ns = 0
         self.month_start_ns = 0
-        self.render = render
+        self.renderer = renderer
         # Ask for the next one when half is gone, of the calls or of the time: the answer comes before it is needed.
         self.renew_calls = calls // 2
         self.renew_ns = now_ns + min(REFRESH_NS, (expires_ns - now_ns) // 2)
@@ -151,9 +160,9 @@ class Shelf:
 
     def _grant(self, lease: Lease, calls_left: int) -> Grant:
         if self.policy is None:
-            return Grant(self.tenant, (), lease)
-        value = lease.render(self.slots_total - self.in_flight, calls_left)
-        return Grant(self.tenant, (self.policy, (LIMIT_NAME, value)), lease)
+            return Grant(self.tenant, b"", b"", lease)
+        value = lease.renderer.render(self.slots_total - self.in_flight, calls_left)
+        return Grant(self.tenant, self.policy[1], value, lease)
 
     def _advance(self, now_ns: int) -> bool:
         """Make the next lease the current one; what the current one has unspent goes back. False: there is none."""
@@ -262,18 +271,18 @@ class Shelf:
         return decisions
 
     def _refusal(self, answer: Answer, lease: Lease) -> Refusal:
-        value = lease.render(self.slots_total - self.in_flight, 0)
+        value = lease.renderer.render(self.slots_total - self.in_flight, 0)
         code = Code.QUOTA_UNAVAILABLE if answer.code is None else Code(answer.code)
         return refusal_of(self.plan, code, answer.retry_after_ms, self.policy, value)
 
     def _keep(self, lease: Lease, now_ns: int) -> None:
         current = self.lease
         if current.calls >= UNLIMITED // 2:  # only slots are limited: keep the endless lease, refresh its figures
-            current.render = lease.render
+            current.renderer = lease.renderer
         elif lease.calls <= 0:
             # Nothing leased: no more asking until the figures are old, but the figures are fresh.
             current.renew_calls, current.renew_ns = 0, now_ns + REFRESH_NS
-            current.render = lease.render
+            current.renderer = lease.renderer
         elif current.calls <= 0 or now_ns >= current.expires_ns:
             self.drop(current)
             self.lease = lease

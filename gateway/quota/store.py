@@ -6,24 +6,35 @@ changes no counter.
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.errors import Refusal
 from gateway.snapshot import Plan, Tenant
+
+#: Reply headers (draft-ietf-httpapi-ratelimit-headers; CONTRACT.md §6).
+POLICY_NAME: Final = b"ratelimit-policy"
+LIMIT_NAME: Final = b"ratelimit"
 
 
 class Grant:
     """Permission for one call. Give it back exactly once, with `QuotaStore.release`.
 
-    `headers` are the reply headers that tell the caller what is left (RateLimit-Policy, RateLimit), lower-case names.
+    `policy` and `left` are the values of the reply headers RateLimit-Policy and RateLimit; empty for a plan without
+    limits, whose replies have neither.
     """
 
-    __slots__ = ("headers", "lease", "tenant")
+    __slots__ = ("lease", "left", "policy", "tenant")
 
-    def __init__(self, tenant: str, headers: tuple[tuple[bytes, bytes], ...], lease: object = None) -> None:
+    def __init__(self, tenant: str, policy: bytes, left: bytes, lease: object = None) -> None:
         self.tenant = tenant
-        self.headers = headers
+        self.policy = policy
+        self.left = left
         self.lease = lease
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The reply headers that tell the caller what is left."""
+        return [(POLICY_NAME, self.policy), (LIMIT_NAME, self.left)] if self.policy else []
 
 
 Decision = Grant | Refusal

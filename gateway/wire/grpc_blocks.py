@@ -11,7 +11,7 @@ from gateway.wire.field_list import FieldList
 from gateway.wire.header_blocks import BlockEncoder, encode_integer
 
 #: Lengths of texts as HPACK strings begin with them (RFC 7541 §5.2); longer texts are rare.
-_LENGTHS: Final = tuple(bytes((length,)) for length in range(0x7F))
+_LENGTHS: Final = [bytes((length,)) for length in range(0x7F)]
 
 
 def _text(value: bytes) -> bytes:
@@ -21,13 +21,12 @@ def _text(value: bytes) -> bytes:
 
 
 def forward_block(
-    forward: bytes, request_id: bytes, trace_id: bytes | None, trace_flags: bytes, call_id: bytes
+    forward: bytes, request_id: bytes, trace_id: bytes | None, trace_flags: bytes, hex_id: bytes
 ) -> bytes:
     """What goes to the backend: the caller's headers (encoded before), id and trace.
 
-    `call_id` has 36 characters, `trace_id` 32, or None for a trace that begins here.
+    `hex_id` and `trace_id` have 32 digits; None for a trace that begins here.
     """
-    hex_id = call_id.replace(b"-", b"")
     return b"%b\x00\x0cx-request-id%b\x00\x0btraceparent\x3700-%b-%b-%b" % (
         forward,
         _text(request_id),
@@ -44,20 +43,6 @@ def timeout_field(timeout: bytes) -> bytes:
 
 def reply_block(head: bytes, call_id: bytes, request_id: bytes, charge: bytes, timing: bytes) -> bytes:
     """What an answered call says of itself, behind the encoded `head`."""
-    if len(request_id) < 0x7F and len(charge) < 0x7F and len(timing) < 0x7F:
-        return (
-            b"%b\x00\x0ftollway-call-id\x24%b\x00\x0cx-request-id%c%b\x00\x0etollway-charge%c%b\x00\x0dserver-timing%c%b"
-            % (
-                head,
-                call_id,
-                len(request_id),
-                request_id,
-                len(charge),
-                charge,
-                len(timing),
-                timing,
-            )
-        )
     return b"%b\x00\x0ftollway-call-id\x24%b\x00\x0cx-request-id%b\x00\x0etollway-charge%b\x00\x0dserver-timing%b" % (
         head,
         call_id,
@@ -77,13 +62,9 @@ def head_block(encoder: BlockEncoder, status: int, headers: Headers) -> bytes:
     return cast(bytes, known[1])
 
 
-def limits_block(encoder: BlockEncoder, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
-    """The headers of a grant: mostly what the limits are and what is left of them."""
-    if len(headers) == 2:
-        (first, limits), (second, left) = headers
-        if first == b"ratelimit-policy" and second == b"ratelimit" and len(limits) < 0x7F and len(left) < 0x7F:
-            return b"\x00\x10ratelimit-policy%c%b\x00\x09ratelimit%c%b" % (len(limits), limits, len(left), left)
-    return encoder.encode(list(headers))
+def limits_block(policy: bytes, left: bytes) -> bytes:
+    """`ratelimit-policy` and `ratelimit`: what the limits are and what is left of them."""
+    return b"\x00\x10ratelimit-policy%b\x00\x09ratelimit%b" % (_text(policy), _text(left))
 
 
 class Trailers:

@@ -16,11 +16,12 @@ from gateway.errors import Code, Refusal
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
 from gateway.net.exchange import POOL_FULL
-from gateway.pipeline import Gateway, Policy
+from gateway.pipeline import Gateway
 from gateway.quota.store import Decision, Grant, OnDecision
 from gateway.routing.router import Endpoint, Router
 from gateway.settings import Limits
 from gateway.snapshot import Key, Plan, Secret, Snapshot, Tenant
+from gateway.tickets import Policy
 
 PEPPER = b"p" * 32
 KEY = mint()
@@ -155,7 +156,7 @@ class FakeLog:
 
 class FakeQuota:
     def __init__(self) -> None:
-        self.decision: Decision | None = Grant("acme", ((b"ratelimit", b'"rate";r=4;t=1'),))
+        self.decision: Decision | None = Grant("acme", b'"rate";q=5;w=1', b'"rate";r=4;t=1')
         self.waiting: list[OnDecision] = []
         self.released: list[bool] = []
 
@@ -392,7 +393,7 @@ def test_a_pending_decision_holds_the_body_and_then_forwards_it(world: World) ->
     world.quota.decision = None
     exchange = world.post(world.head())
     assert world.pool.requests == []
-    world.quota.waiting[0](Grant("acme", ()))
+    world.quota.waiting[0](Grant("acme", b"", b""))
     assert (world.pool.requests[0].body, world.pool.requests[0].ended) == (b"abc", True)
     world.answer(world.pool.requests[0])
     world.log.sync()
@@ -404,7 +405,7 @@ def test_a_grant_for_a_caller_who_left_is_given_back_uncounted(world: World) -> 
     world.quota.decision = None
     exchange = world.post(world.head())
     world.gateway.on_abort(exchange)
-    world.quota.waiting[0](Grant("acme", ()))
+    world.quota.waiting[0](Grant("acme", b"", b""))
     assert world.quota.released == [False]
     assert world.pool.requests == []
     assert world.codes() == ["cancelled"]

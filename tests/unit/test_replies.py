@@ -5,12 +5,13 @@ from typing import Any, cast
 
 import pytest
 
-from billing.events import Reason
 from gateway.call import Data, Headers, RequestHead
 from gateway.errors import Code, Refusal
 from gateway.net.exchange import Exchange
-from gateway.replies import ChargeTexts, kept_of, lines_of, refuse, server_timing
+from gateway.quota.store import Grant
+from gateway.replies import inference_lines, kept_of, lines_of, refuse, server_timing
 from gateway.wire.field_list import FieldList
+from gateway.wire.http1 import encode_fields
 from gateway.wire.status import STATUS
 
 
@@ -83,32 +84,6 @@ def test_a_refusals_own_headers_are_not_changed() -> None:
     assert refusal.headers == ((b"a", b"b"),)
 
 
-@pytest.mark.parametrize(
-    ("nanos", "reason", "text"),
-    [
-        (0, Reason.FREE_PLAN, b"0 USD; reason=free_plan; price=3"),
-        (1, Reason.PRICED, b"0.000000001 USD; reason=priced; price=3"),
-        (20_000, Reason.PRICED, b"0.00002 USD; reason=priced; price=3"),
-        (1_000_000_000, Reason.PRICED, b"1 USD; reason=priced; price=3"),
-        (12_340_000_000, Reason.PRICED, b"12.34 USD; reason=priced; price=3"),
-        (10**15, Reason.PRICED, b"1000000 USD; reason=priced; price=3"),
-        (0, Reason.NOT_BILLABLE, b"0 USD; reason=not_billable; price=3"),
-        (0, Reason.INTERNAL_PLAN, b"0 USD; reason=internal_plan; price=3"),
-    ],
-)
-def test_charges_are_exact_decimals(nanos: int, reason: Reason, text: bytes) -> None:
-    texts = ChargeTexts()
-    assert texts.text(nanos, reason, 3, "USD") == text
-    assert texts.text(nanos, reason, 3, "USD") == text
-
-
-def test_the_memory_of_charges_is_bounded() -> None:
-    texts = ChargeTexts()
-    for nanos in range(10_000):
-        assert texts.text(nanos, 0, 1, "EUR").startswith(b"0")
-    assert len(texts._memo) <= 4096
-
-
 def test_a_backends_head_is_split_into_what_is_passed_on_and_its_units() -> None:
     headers = FieldList(
         [
@@ -147,3 +122,13 @@ def test_a_plain_list_is_split_anew_each_time() -> None:
 )
 def test_timings_are_milliseconds(durations_ns: tuple[int, int, int, int], text: bytes) -> None:
     assert server_timing(*durations_ns) == text
+
+
+def test_the_lines_of_an_inference_are_those_of_the_fields() -> None:
+    fields = [(b"tollway-call-id", b"i"), (b"x-request-id", b"r"), (b"tollway-charge", b"c"), (b"server-timing", b"t")]
+    kept = encode_fields([(b"content-type", b"a")])
+    ours = (b"i", b"r", b"c", b"t")
+    for grant in (None, Grant("acme", b"", b"")):
+        assert inference_lines(kept, grant, *ours) == kept + encode_fields(fields)
+    grant = Grant("acme", b"p", b"l")
+    assert inference_lines(kept, grant, *ours) == kept + encode_fields([*grant.headers, *fields])

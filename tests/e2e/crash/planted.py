@@ -105,14 +105,15 @@ def forget_counts() -> None:
 
 def say_less_than_charged() -> None:
     """The charge in the reply is not the one in the record."""
-    from gateway.replies import ChargeTexts
+    from gateway.tickets import Charge
 
-    text = ChargeTexts.text
+    make = Charge.__init__
 
-    def cheaper(self: ChargeTexts, nanos: int, reason: int, price_version: int, currency: str) -> bytes:
-        return text(self, nanos // 2, reason, price_version, currency)
+    def cheaper(self: Charge, nanos: int, reason: int, price_version: int, currency: str) -> None:
+        make(self, nanos // 2, reason, price_version, currency)
+        self.nanos = nanos
 
-    ChargeTexts.text = cheaper  # type: ignore[method-assign]
+    Charge.__init__ = cheaper  # type: ignore[method-assign]
 
 
 BUGS: Final[dict[str, Callable[[], None]]] = {

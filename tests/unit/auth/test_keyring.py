@@ -70,11 +70,14 @@ def test_an_unknown_kid_and_a_wrong_secret_cost_the_same_work() -> None:
     assert compares_in(ring, keys.mint(kid=issued.key.kid).text) == 1
 
 
-def test_the_check_runs_on_every_call_also_for_a_text_that_was_right_before() -> None:
+def test_a_text_that_opened_a_lock_is_remembered_by_its_snapshot_alone() -> None:
     issued = issue()
+    text = issued.text.decode()
     ring = Keyring(snapshot_of(issued))
-    for _ in range(3):
-        assert compares_in(ring, issued.text.decode()) == 1
+    assert [compares_in(ring, text) for _ in range(3)] == [1, 0, 0]
+    assert compares_in(Keyring(snapshot_of(issued)), text) == 1, "another snapshot knows nothing of it"
+    wrong = keys.mint(kid=issued.key.kid).text
+    assert [compares_in(ring, wrong) for _ in range(3)] == [1, 1, 1], "a wrong text is never remembered"
 
 
 def test_both_secrets_work_in_the_overlap_and_only_the_new_one_after() -> None:

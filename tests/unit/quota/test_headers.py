@@ -54,7 +54,7 @@ def test_the_limit_field_says_what_is_left_of_exactly_the_active_limits(
 ) -> None:
     plan = plan_of(**{name: ALL[name] for name in names})
     left = Left(10, 100, NOW_NS + 50 * S + 1, 1000, NOW_NS + 90 * S)
-    assert renderer_of(plan, left, NOW_NS)(3, 7) == b", ".join(parts)
+    assert renderer_of(plan, left, NOW_NS).render(3, 7) == b", ".join(parts)
 
 
 def test_seconds_are_rounded_up_and_never_negative() -> None:

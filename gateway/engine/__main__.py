@@ -5,6 +5,7 @@ Ready (`--ready-fd`) means that the socket answers; whether the models are up is
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import importlib.metadata
 import logging
@@ -26,6 +27,7 @@ from gateway.engine.registry import Registry
 from gateway.engine.rest import RestServer
 from gateway.engine.rpc import RpcServer
 from gateway.engine.service import BODY_BYTES_MAX, BUFFERED_BYTES_MAX, Engine
+from gateway.engine.threads import BatchThreads
 from gateway.net.listener import Listener
 from gateway.settings import Limits
 from model_repo.errors import RepositoryError
@@ -58,11 +60,14 @@ async def _serve(options: argparse.Namespace) -> None:
     loop = asyncio.get_running_loop()
     threads = options.threads or len(os.sched_getaffinity(0))
     clock = SystemClock()
-    # One more than batches take, so that content coding does not wait for a long batch.
-    with ThreadPoolExecutor(threads + 1, thread_name_prefix="engine") as pool:
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="engine") as pool,
+        contextlib.closing(BatchThreads(threads)) as batches,
+    ):
         host = Host(
             loop=loop,
             pool=pool,
+            batches=batches,
             threads=threads,
             clock=clock,
             python_allowed=tuple(path.resolve() for path in options.python_models_allowed),

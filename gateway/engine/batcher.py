@@ -6,7 +6,6 @@ leaves, a slot becomes free, a wait or a deadline ends. Every work is resolved e
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -15,6 +14,7 @@ from gateway.engine.plan import Dispatch, PlanConfig, WaitUntil, plan
 from gateway.engine.runner import Executed, Runner
 from gateway.engine.statistics import Statistics
 from gateway.engine.tensors import Array
+from gateway.engine.threads import Done, Outcome, Task
 from gateway.engine.work import Work, shares
 from gateway.errors import Code, TollwayError
 
@@ -42,8 +42,8 @@ class Place(Protocol):
     def is_short(self, rows: int) -> bool:
         """Whether a batch of `rows` may run on the loop's thread."""
 
-    def executor(self) -> Executor:
-        """Where the others run."""
+    def launch(self, task: Task, done: Done) -> None:
+        """Run another one on a thread; `done` is called there with its outcome."""
 
 
 class Batcher:
@@ -216,10 +216,12 @@ class Batcher:
         for work in batch:
             work.queue_ns = now_ns - work.enqueued_ns
         self._running.append(batch)
-        future = self._place.executor().submit(
-            self._runner.run, [work.feeds for work in batch], [work.rows for work in batch]
+        feeds = [work.feeds for work in batch]
+        counts = [work.rows for work in batch]
+        self._place.launch(
+            lambda: self._runner.run(feeds, counts),
+            lambda outcome: self._loop.call_soon_threadsafe(self._on_ran, batch, outcome),
         )
-        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(self._on_ran, batch, done))
 
     def _run_here(self, batch: list[Work], now_ns: int) -> None:
         if len(batch) == 1:
@@ -231,19 +233,20 @@ class Batcher:
             work.queue_ns = now_ns - work.enqueued_ns
         self._settle(batch, self._runner.run([work.feeds for work in batch], [work.rows for work in batch]))
 
-    def _on_ran(self, batch: list[Work], future: "Future[Executed]") -> None:
+    def _on_ran(self, batch: list[Work], outcome: Outcome) -> None:
         self._running.remove(batch)
-        try:
-            executed = future.result()
-        except Exception:
-            # A defect of ours: the works get their answer before the loop's handler reports it.
-            for work in batch:
-                self._fail(work, TollwayError(Code.INTERNAL, "internal error"))
-            raise
-        finally:
-            if not self._is_pump_due:
-                self._pump_soon()
-        self._settle(batch, executed)
+        if self._config.is_batching and len(self._queue) < self._config.rows_max:
+            # What has arrived meanwhile is read first, and shares the next batch.
+            self._pump_soon()
+        else:
+            self._pump()
+        if isinstance(outcome, Executed):
+            self._settle(batch, outcome)
+            return
+        # A defect of ours: the works get their answer before the loop's handler reports it.
+        for work in batch:
+            self._fail(work, TollwayError(Code.INTERNAL, "internal error"))
+        raise outcome
 
     def _settle(self, batch: list[Work], executed: Executed) -> None:
         """Give each work its result and its exact share of the device's time."""

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from gateway.clock import Clock
 from gateway.engine.python_process import DEFAULT_LIMITS, PythonLimits
+from gateway.engine.threads import BatchThreads, Done, Task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """`threads` is the size of `pool`; `python_allowed` are resolved folders of repositories."""
+    """`threads` is how many `batches` has; `pool` loads and codes; `python_allowed` are resolved folders."""
 
     loop: asyncio.AbstractEventLoop
     pool: ThreadPoolExecutor
+    batches: BatchThreads
     threads: int
     clock: Clock
     python_allowed: tuple[Path, ...] = ()
@@ -23,10 +25,10 @@ class Host:
 
 
 class PoolPlace:
-    """The shared thread pool; batches of up to `short_rows` run on the loop's thread instead."""
+    """The shared threads; batches of up to `short_rows` run on the loop's thread instead."""
 
-    def __init__(self, pool: ThreadPoolExecutor, slots: int, short_rows: int) -> None:
-        self._pool = pool
+    def __init__(self, batches: BatchThreads, slots: int, short_rows: int) -> None:
+        self._batches = batches
         self._slots = slots
         self._short_rows = short_rows
 
@@ -36,5 +38,5 @@ class PoolPlace:
     def is_short(self, rows: int) -> bool:
         return rows <= self._short_rows
 
-    def executor(self) -> ThreadPoolExecutor:
-        return self._pool
+    def launch(self, task: Task, done: Done) -> None:
+        self._batches.run(task, done)

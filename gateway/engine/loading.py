@@ -65,7 +65,7 @@ async def load_onnx_version(source: Source, host: Host) -> Loaded:
     runtime = await host.loop.run_in_executor(host.pool, lambda: load_onnx(path, config, threads=threads))
     runner = TensorRunner(runtime, source.interface, host.clock)
     short_rows = await host.loop.run_in_executor(host.pool, _warm_up, runner, source)
-    place = PoolPlace(host.pool, config.instances or host.threads, short_rows)
+    place = PoolPlace(host.batches, config.instances or host.threads, short_rows)
 
     async def close() -> None:
         runner.close()

@@ -17,6 +17,7 @@ from gateway.engine.interface import Interface
 from gateway.engine.python_process import PythonProcess, StepEnded
 from gateway.engine.runner import Executed
 from gateway.engine.tensors import Array
+from gateway.engine.threads import Done, Task
 from gateway.engine.work import Feeds
 from gateway.errors import Code, TollwayError
 from model_repo.errors import RepositoryError
@@ -104,6 +105,10 @@ class PythonModel:
 
     def executor(self) -> Executor:
         return self._executor
+
+    def launch(self, task: Task, done: Done) -> None:
+        future = self._executor.submit(task)
+        future.add_done_callback(lambda ended: done(ended.exception() or ended.result()))
 
     def run(self, feeds: list[Feeds], rows: list[int]) -> Executed:
         """Blocks an executor's thread. The batcher starts no more batches than `slots`, so a process is idle."""

@@ -168,7 +168,7 @@ class Engine:
         head = exchange.head
         facts = facts_of(head)
         bytes_max = self._body_bytes_max
-        body = Body(min(head.content_length, bytes_max), bytes_max)
+        body = Body(min(head.content_length, bytes_max), bytes_max, max(facts.header_bytes, 0))
         server = self._grpc if head.is_grpc else self._http
         deadline_ns = self._now_ns() + facts.remaining_ns if facts.remaining_ns else 0
         call = exchange.call = EngineCall(exchange, facts, server, body, deadline_ns)
@@ -193,6 +193,16 @@ class Engine:
             call.fail(error)
         else:
             self.buffered_bytes += len(data)
+
+    def body_space(self, exchange: Exchange) -> memoryview | None:
+        call: EngineCall | None = exchange.call
+        return None if call is None or call.is_over else call.body.space()
+
+    def on_body_filled(self, exchange: Exchange, count: int) -> None:
+        call: EngineCall | None = exchange.call
+        if call is not None:
+            call.body.size += count
+            self.buffered_bytes += count
 
     def on_end(self, exchange: Exchange) -> None:
         call: EngineCall | None = exchange.call

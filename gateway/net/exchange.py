@@ -81,6 +81,11 @@ class Application(Protocol):
     #   Optional: called instead of on_head, on_body and on_end when a whole request is there at once (over HTTP/2:
     #   gRPC only).
 
+    # def body_space(self, exchange: Exchange) -> memoryview | None
+    # def on_body_filled(self, exchange: Exchange, count: int) -> None
+    #   Optional, HTTP/1.1 only: after the first `on_body` of a large body of known length, writable memory for all the
+    #   rest of it (None: by `on_body`); what has come is told by `on_body_filled` instead of `on_body`.
+
     def on_end(self, exchange: Exchange) -> None:
         """The request is complete (request trailers are dropped)."""
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 from gateway.call import Data, Headers, RequestHead
 from gateway.errors import Code
 from gateway.net.exchange import Application
+from gateway.net.h1_bulk import BULK_BYTES_MIN, BulkReader
 from gateway.settings import Limits
 from gateway.wire.http1 import HEAD_END, H1Head, Http1Error, RequestHeads, encode_fields, status_line
 from gateway.wire.http1_body import BodyReader
@@ -123,6 +124,8 @@ class H1Connection(asyncio.Protocol):
     __slots__ = (
         "_app",
         "_body",
+        "_body_space",
+        "_bulk",
         "_drain_left",
         "_exchange",
         "_heads",
@@ -134,6 +137,7 @@ class H1Connection(asyncio.Protocol):
         "_is_writable",
         "_limits",
         "_loop",
+        "_on_body_filled",
         "_on_request",
         "_pending",
         "_registry",
@@ -151,6 +155,9 @@ class H1Connection(asyncio.Protocol):
     ) -> None:
         self._app = app
         self._on_request = getattr(app, "on_request", None)
+        self._body_space = getattr(app, "body_space", None)
+        self._on_body_filled = getattr(app, "on_body_filled", None)
+        self._bulk: BulkReader | None = None
         self._limits = limits
         self._heads = heads
         self._registry = registry
@@ -291,6 +298,8 @@ class H1Connection(asyncio.Protocol):
                     position = self._body.feed(data, position, self)
                     if self._body.is_done:
                         self._finish_request()
+            if self._body_space is not None:
+                self._choose_reader()
         except Http1Error as error:
             if self._drain_left >= 0:
                 self._drain_left = -1
@@ -349,6 +358,30 @@ class H1Connection(asyncio.Protocol):
         if exchange is not None:
             self._app.on_body(exchange, data)
 
+    def _choose_reader(self) -> None:
+        """The rest of a large body goes into memory of the application's; a connection without any reads as usual."""
+        exchange, bulk = self._exchange, self._bulk
+        is_begun = exchange is not None and not exchange.is_request_done and not self._is_closing
+        if is_begun and self._body.remaining_bytes() >= BULK_BYTES_MIN:
+            space = self._body_space(exchange) if self._body_space is not None else None
+            if space is not None:
+                if bulk is None:
+                    bulk = self._bulk = BulkReader(self, self._transport)
+                bulk.enter(space)
+        elif bulk is not None and bulk.is_active and self._body.is_done and not self._transport.is_closing():
+            bulk.leave(self)
+
+    def on_filled(self, count: int) -> None:
+        """From the bulk reader: `count` bytes of the body lie in the application's memory."""
+        exchange = self._exchange
+        if exchange is None or self._is_closing or self._on_body_filled is None:
+            return
+        self._since_s = self._loop.time()
+        self._body.advance(count)
+        self._on_body_filled(exchange, count)
+        if self._body.is_done:
+            self._finish_request()
+
     def _discard(self, data: bytes, position: int) -> int:
         """Throw away the rest of a body that was answered early; close when it is more than agreed."""
         end = self._body.feed(data, position, self)
@@ -405,6 +438,8 @@ class H1Connection(asyncio.Protocol):
         self._exchange = None
         self._is_body_paused = False
         self._since_s = self._loop.time()
+        if self._bulk is not None:
+            self._bulk.space = None
         if not is_kept:
             self._close()
             return
@@ -455,6 +490,8 @@ class H1Connection(asyncio.Protocol):
 
     def _abort_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None
+        if self._bulk is not None:
+            self._bulk.space = None
         if exchange is not None:
             exchange.kill()
             self._app.on_abort(exchange)

@@ -64,6 +64,12 @@ class BodyReader:
             return 0
         return self._remaining if self._state == _LENGTH else -1
 
+    def advance(self, count: int) -> None:
+        """`count` bytes of a body of known length came by another way; not more than `remaining_bytes()`."""
+        self._remaining -= count
+        if not self._remaining:
+            self._state = _DONE
+
     def end_of_stream(self) -> bool:
         """The peer closed. True if that completes the body."""
         if self._state == _UNTIL_CLOSE:

@@ -22,6 +22,7 @@ from gateway.engine.rpc import RpcServer
 from gateway.engine.runner import Executed
 from gateway.engine.service import BODY_BYTES_MAX, Engine
 from gateway.engine.tensors import Array
+from gateway.engine.threads import BatchThreads, Done, Task
 from gateway.engine.work import Feeds, Work
 from gateway.errors import TollwayError
 from model_repo.onnx_builder import Node, Value, encode_model
@@ -211,10 +212,11 @@ async def running_engine(
     *roots: Path, python_allowed: bool = True, limits: PythonLimits | None = None, **bounds: int
 ) -> AsyncIterator[EngineUnderTest]:
     loop = asyncio.get_running_loop()
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool, contextlib.closing(BatchThreads(1)) as batches:
         host = Host(
             loop=loop,
             pool=pool,
+            batches=batches,
             threads=1,
             clock=SystemClock(),
             python_allowed=tuple(root.resolve() for root in roots) if python_allowed else (),
@@ -327,5 +329,6 @@ class FakePlace:
     def is_short(self, rows: int) -> bool:
         return rows <= self.short_rows
 
-    def executor(self) -> Executor:
-        return self._executor
+    def launch(self, task: Task, done: Done) -> None:
+        future = self._executor.submit(task)
+        future.add_done_callback(lambda ended: done(ended.exception() or ended.result()))

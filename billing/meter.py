@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any, Final
 
 from billing import failpoint
 from billing.books import Books
+from billing.invoices.desk import Desk
+from billing.invoices.verbs import all_verbs
 from billing.ledger.connect import LEDGER_FILE
 from billing.ledger.port import LedgerError, LedgerUnavailable
 from billing.ledger.sqlite import SqliteLedger
@@ -58,6 +61,7 @@ class _Parts:
             }
             reader = UsageReader(data_dir / "usage", positions, decode_all=Unpacker().decode_all)
             self.pump = Pump(self.ledger, reader, self.books)
+            self.desk = Desk(self.ledger, all_verbs(), time.time_ns)
         except BaseException:
             self.ledger.close()
             raise
@@ -75,7 +79,7 @@ async def serve(data_dir: Path, prices: Path | None, ready_fd: int | None, *, po
 
         parts = await on_pump(lambda: _Parts(data_dir, prices))
         try:
-            socket = MeterSocket(parts.pump, parts.books.add, on_pump)
+            socket = MeterSocket(parts.pump, parts.books.add, on_pump, parts.desk)
             server = await socket.listen(data_dir / SOCKET_NAME)
             try:
                 _announce_ready(ready_fd)

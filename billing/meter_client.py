@@ -3,6 +3,7 @@
 Requests: {"op": "counts", "windows": [[tenant, since_ns], ...]} → {"counts": [...]}; {"op": "status"} → figures;
 {"op": "flush"} → {"posted": n} once everything readable at that time is posted. Refusal: {"error": {code, message}}.
 {"op": "add_prices", "book": {...}} → {"version": n}.
+{"op": "money", "verb": v, "operation_id": id, "body": {...}} → {"answer": ...}: a money command (billing.invoices).
 """
 
 import socket

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
+from billing.invoices.assemble import InvoiceError
+from billing.invoices.desk import Desk
 from billing.ledger.port import LedgerError, LedgerUnavailable, PriceBookConflict
 from billing.meter_client import FRAME_BYTES_MAX, LENGTH, MeterError, decode_body, encode_frame
 from billing.pricebook import book_from_raw
@@ -21,9 +23,13 @@ OnPump = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class MeterSocket:
-    """Serves `status`, `flush`, `counts` and `add_prices`; one connection's answers come in its questions' order."""
+    """Serves `status`, `flush`, `counts`, `add_prices`, `money`; a connection's answers come in its questions' order."""
 
-    def __init__(self, pump: Pump, add_prices: Callable[[PriceBook], None], on_pump: OnPump) -> None:
+    def __init__(
+        self, pump: Pump, add_prices: Callable[[PriceBook], None], on_pump: OnPump, desk: Desk | None = None
+    ) -> None:
+        """`desk` carries out money commands; without one they are refused."""
+        self._desk = desk
         self._pump = pump
         self._add_prices = add_prices
         self._on_pump = on_pump
@@ -76,6 +82,8 @@ class MeterSocket:
             return encode_frame(await self._on_pump(lambda: self._work(request)))
         except MeterError as error:
             return encode_frame(_error(error.code, str(error)))
+        except InvoiceError as error:
+            return encode_frame(_error(error.code, str(error)))
         except LedgerUnavailable as error:
             return encode_frame(_error("unavailable", str(error)))
         except (PriceBookConflict, PriceError) as error:
@@ -97,7 +105,14 @@ class MeterSocket:
             book = book_from_raw(request.get("book"))
             self._add_prices(book)
             return {"version": book.version}
-        raise MeterError("unknown_op", f"op {op!r} is none of status, flush, counts, add_prices")
+        if op == "money" and self._desk is not None:
+            verb, operation_id = request.get("verb"), request.get("operation_id")
+            if not isinstance(verb, str) or not isinstance(operation_id, str):
+                raise MeterError("bad_request", "verb and operation_id: must be texts")
+            # A document bills what is posted: everything readable is posted first.
+            self._pump.drain()
+            return {"answer": self._desk.run(verb, operation_id, request.get("body"))}
+        raise MeterError("unknown_op", f"op {op!r} is none of status, flush, counts, add_prices, money")
 
 
 def _make_way(path: Path) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from billing.invoices.document import Document
+from billing.invoices.document import Line as DocumentLine
+from billing.invoices.tax import PPM, half_away
 from billing.ledger.rules import Line, check_balanced
 from billing.money import from_minor
 
@@ -26,6 +28,7 @@ TX_WRITE_OFF: Final = "write_off"
 TX_FX: Final = "fx"
 TX_RECOGNITION: Final = "recognition"
 
+SUBSCRIPTION_PREFIX: Final = "contract_liability:subscription:"
 ROUNDING: Final = "revenue:rounding"
 TAX_INCLUDED: Final = "revenue:tax_included"
 CREDIT_NOTES: Final = "revenue:credit_notes"
@@ -40,7 +43,7 @@ def accounts_receivable(tenant: str) -> str:
 
 def subscription_liability(tenant: str) -> str:
     """Fees billed in advance and not yet earned (a contract liability)."""
-    return f"contract_liability:subscription:{tenant}"
+    return f"{SUBSCRIPTION_PREFIX}{tenant}"
 
 
 def cash(provider: str) -> str:
@@ -61,16 +64,31 @@ def invoice_lines(document: Document) -> tuple[Line, ...]:
         sums[account] = sums.get(account, 0) + amount_nanos
 
     add(accounts_receivable(document.tenant), from_minor(document.total_minor, currency))
+    inside_minor = document.tax_minor if document.prices_include_tax else 0
     for line in document.lines:
-        add(line.account, -line.exact_nanos)
+        # What is deferred is net of tax, so that all of it becomes revenue.
+        deferred_tax = inside_tax_minor(document, line) if is_deferred(line) else 0
+        inside_minor -= deferred_tax
+        add(line.account, from_minor(deferred_tax, currency) - line.exact_nanos)
         add(ROUNDING, line.exact_nanos - from_minor(line.amount_minor, currency))
+    # Other lines' revenue was booked at the price, tax inside: the tax is no revenue.
+    add(TAX_INCLUDED, from_minor(inside_minor, currency))
     for tax in document.taxes:
-        if tax.tax_minor:
-            add(tax_payable(tax.jurisdiction), -from_minor(tax.tax_minor, currency))
-            if document.prices_include_tax:
-                # The line's revenue was booked at the price, tax inside: the tax is no revenue.
-                add(TAX_INCLUDED, from_minor(tax.tax_minor, currency))
+        add(tax_payable(tax.jurisdiction), -from_minor(tax.tax_minor, currency))
     return _sorted(currency, sums)
+
+
+def is_deferred(line: DocumentLine) -> bool:
+    """Whether the line is a fee for a time: earned as that passes, a liability until then."""
+    return line.account.startswith(SUBSCRIPTION_PREFIX)
+
+
+def inside_tax_minor(document: Document, line: DocumentLine) -> int:
+    """The tax inside one line's amount; 0 where prices are net."""
+    if not document.prices_include_tax:
+        return 0
+    ppm = sum(tax.rate_ppm for tax in document.taxes if tax.category == line.tax_category)
+    return half_away(line.amount_minor * ppm, PPM + ppm)
 
 
 def void_lines(document: Document) -> tuple[Line, ...]:

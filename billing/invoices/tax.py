@@ -138,11 +138,11 @@ def tax_lines(category: str, amount_minor: int, decision: Decision, *, is_inclus
         return (_line(category, decision.treatment, None, amount_minor, 0),)
     if not is_inclusive:
         return tuple(
-            _line(category, "taxed", rate, amount_minor, _half_away(amount_minor * rate.rate_ppm, PPM))
+            _line(category, "taxed", rate, amount_minor, half_away(amount_minor * rate.rate_ppm, PPM))
             for rate in decision.components
         )
     total_ppm = sum(rate.rate_ppm for rate in decision.components)
-    tax_minor = _half_away(amount_minor * total_ppm, PPM + total_ppm)
+    tax_minor = half_away(amount_minor * total_ppm, PPM + total_ppm)
     base = amount_minor - tax_minor
     weights = tuple(rate.rate_ppm for rate in decision.components)
     parts = _divided(tax_minor, weights)
@@ -170,7 +170,7 @@ def _line(category: str, treatment: Treatment, rate: TaxRate | None, base_minor:
     )
 
 
-def _half_away(numerator: int, denominator: int) -> int:
+def half_away(numerator: int, denominator: int) -> int:
     """numerator / denominator (> 0), rounded half away from zero."""
     rounded = (2 * abs(numerator) + denominator) // (2 * denominator)
     return -rounded if numerator < 0 else rounded

@@ -1,0 +1,123 @@
+"""Owns the tables of invoicing inside the ledger's database, in numbered steps, and the triggers that keep them true.
+
+They stand beside the journal so that a document, its number and its entries commit in one transaction. A finalized
+document is a row that nothing can change or delete; what happens to it later is appended as steps (I22).
+"""
+
+import sqlite3
+from typing import Final
+
+from billing.ledger.port import LedgerError
+
+_INVOICES: Final = """
+CREATE TABLE billing_setting (name TEXT PRIMARY KEY, body TEXT NOT NULL, updated_ns INTEGER NOT NULL);
+CREATE TABLE billing_account (
+  tenant TEXT PRIMARY KEY, currency TEXT NOT NULL, body TEXT NOT NULL, updated_ns INTEGER NOT NULL);
+CREATE TABLE pending_item (
+  item_id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, source TEXT NOT NULL UNIQUE, kind TEXT NOT NULL,
+  description TEXT NOT NULL, account TEXT NOT NULL, amount_nanos INTEGER NOT NULL, tax_category TEXT NOT NULL,
+  start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, created_ns INTEGER NOT NULL);
+CREATE INDEX pending_item_by_tenant ON pending_item (tenant, item_id);
+CREATE TABLE item_billed (item_id INTEGER PRIMARY KEY REFERENCES pending_item, document_id TEXT NOT NULL);
+CREATE TABLE invoice_draft (
+  tenant TEXT PRIMARY KEY, document_id TEXT NOT NULL UNIQUE, body TEXT NOT NULL, created_ns INTEGER NOT NULL);
+CREATE TABLE invoice (
+  document_id TEXT PRIMARY KEY, series TEXT NOT NULL, serial INTEGER NOT NULL, number TEXT NOT NULL UNIQUE,
+  kind TEXT NOT NULL, tenant TEXT NOT NULL, currency TEXT NOT NULL, total_minor INTEGER NOT NULL,
+  issued_ns INTEGER NOT NULL, due_ns INTEGER NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
+  corrects TEXT NOT NULL, body TEXT NOT NULL, digest TEXT NOT NULL, UNIQUE (series, serial));
+CREATE INDEX invoice_by_tenant ON invoice (tenant, issued_ns);
+CREATE TABLE invoice_step (
+  document_id TEXT NOT NULL REFERENCES invoice, n INTEGER NOT NULL, kind TEXT NOT NULL, at_ns INTEGER NOT NULL,
+  amount_minor INTEGER NOT NULL, tx_id INTEGER NOT NULL REFERENCES journal_tx, reference TEXT NOT NULL,
+  note TEXT NOT NULL, PRIMARY KEY (document_id, n));
+CREATE UNIQUE INDEX invoice_step_reference ON invoice_step (kind, reference) WHERE reference <> '';
+CREATE TABLE usage_cut (
+  tenant TEXT NOT NULL, n INTEGER NOT NULL, event_id INTEGER NOT NULL, end_ns INTEGER NOT NULL,
+  document_id TEXT NOT NULL, PRIMARY KEY (tenant, n));
+CREATE TABLE billed_until (
+  tenant TEXT NOT NULL, end_ns INTEGER NOT NULL, at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, end_ns));
+CREATE TABLE subscription (
+  subscription_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, status TEXT NOT NULL, next_ns INTEGER NOT NULL,
+  body TEXT NOT NULL, updated_ns INTEGER NOT NULL);
+CREATE INDEX subscription_by_tenant ON subscription (tenant, subscription_id);
+CREATE INDEX subscription_due ON subscription (status, next_ns);
+CREATE TABLE money_operation (
+  operation_id TEXT PRIMARY KEY, verb TEXT NOT NULL, digest TEXT NOT NULL, answer TEXT NOT NULL,
+  at_ns INTEGER NOT NULL);
+CREATE TABLE billing_event (
+  seq INTEGER PRIMARY KEY, at_ns INTEGER NOT NULL, tenant TEXT NOT NULL, type TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TRIGGER invoice_gapless BEFORE INSERT ON invoice
+WHEN NEW.serial <> 1 + COALESCE((SELECT MAX(serial) FROM invoice WHERE series = NEW.series), 0)
+BEGIN SELECT RAISE(ABORT, 'invoice: numbers of a series count up by one'); END;
+CREATE TRIGGER invoice_step_order BEFORE INSERT ON invoice_step
+WHEN NEW.n <> 1 + COALESCE((SELECT MAX(n) FROM invoice_step WHERE document_id = NEW.document_id), 0)
+BEGIN SELECT RAISE(ABORT, 'invoice_step: steps count up by one'); END;
+CREATE TRIGGER usage_cut_forward BEFORE INSERT ON usage_cut
+WHEN NEW.n <> 1 + COALESCE((SELECT MAX(n) FROM usage_cut WHERE tenant = NEW.tenant), 0) OR EXISTS (
+  SELECT 1 FROM usage_cut WHERE tenant = NEW.tenant AND (event_id > NEW.event_id OR end_ns > NEW.end_ns))
+BEGIN SELECT RAISE(ABORT, 'usage_cut: cuts only grow'); END;
+CREATE TRIGGER billing_account_currency BEFORE UPDATE ON billing_account
+WHEN NEW.tenant <> OLD.tenant OR NEW.currency <> OLD.currency
+BEGIN SELECT RAISE(ABORT, 'billing_account: the currency of an account never changes'); END;
+"""
+
+#: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
+STEPS: Final = (
+    (
+        1,
+        _INVOICES,
+        (
+            "pending_item",
+            "item_billed",
+            "invoice",
+            "invoice_step",
+            "usage_cut",
+            "billed_until",
+            "money_operation",
+            "billing_event",
+        ),
+    ),
+)
+
+
+def ensure_schema(db: sqlite3.Connection, now_ns: int) -> None:
+    """Bring the invoicing tables of a ledger up to date, inside the caller's transaction.
+
+    Raises LedgerError when they were written by a newer release.
+    """
+    db.execute("CREATE TABLE IF NOT EXISTS money_schema (version INTEGER PRIMARY KEY, applied_ns INTEGER NOT NULL)")
+    (have,) = db.execute("SELECT COALESCE(MAX(version), 0) FROM money_schema").fetchone()
+    if have > STEPS[-1][0]:
+        raise LedgerError(f"invoicing has schema {have}, this release knows up to {STEPS[-1][0]}: start the newer one")
+    for version, script, append_only in STEPS:
+        if version <= have:
+            continue
+        for statement in _statements(script + "".join(_guards(table) for table in append_only)):
+            db.execute(statement)
+        db.execute("INSERT INTO money_schema VALUES (?, ?)", (version, now_ns))
+
+
+def has_schema(db: sqlite3.Connection) -> bool:
+    """Whether a ledger holds the invoicing tables: they appear when a meter that knows them has started."""
+    return db.execute("SELECT 1 FROM sqlite_schema WHERE name = 'money_schema'").fetchone() is not None
+
+
+def _guards(table: str) -> str:
+    return "".join(
+        f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
+        f"BEGIN SELECT RAISE(ABORT, '{table}: append-only, {verb} is refused'); END;\n"
+        for verb in ("UPDATE", "DELETE")
+    )
+
+
+def _statements(script: str) -> list[str]:
+    """Complete statements one by one: executescript would commit the caller's transaction."""
+    found, pending = [], ""
+    for part in script.split(";"):
+        pending += part + ";"
+        if sqlite3.complete_statement(pending):
+            if pending.strip(" \n;"):
+                found.append(pending)
+            pending = ""
+    return found

@@ -1,0 +1,12 @@
+"""Owns the list of all money commands that the meter carries out."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from billing.invoices import commands, subscriptions
+from billing.invoices.desk import Verb
+
+
+def all_verbs() -> Mapping[str, Verb[Any]]:
+    """Every command by its name."""
+    return {**commands.VERBS, **subscriptions.VERBS}

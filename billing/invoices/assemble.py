@@ -9,6 +9,8 @@ from datetime import UTC, date, datetime
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+import msgspec
+
 from billing.invoices.document import LINES_MAX, Cut, Document, Line, LineKind, Party
 from billing.invoices.proration import cumulative
 from billing.invoices.tax import TaxLine, TaxTable, decide, tax_lines
@@ -63,7 +65,7 @@ def usage_lines(tenant: str, currency: str, rows: Sequence[UsageRow], span: tupl
         lines.append(
             Line(
                 kind="usage",
-                description=f"{model}, price book {version}: {row.rows} rows, {row.failed_calls} failed calls free",
+                description=_usage_text(str(model), version, row),
                 account=receivable(tenant),
                 exact_nanos=row.charge_nanos,
                 amount_minor=to_minor(row.charge_nanos, currency),
@@ -74,6 +76,11 @@ def usage_lines(tenant: str, currency: str, rows: Sequence[UsageRow], span: tupl
             )
         )
     return lines
+
+
+def _usage_text(model: str, version: str | int, row: UsageRow) -> str:
+    failed = f", {row.failed_calls} failed calls free" if row.failed_calls else ""
+    return f"{model}: {row.rows} rows{failed} (price book {version})"
 
 
 def item_lines(currency: str, items: Sequence[Item]) -> list[Line]:
@@ -145,6 +152,8 @@ def credit_note(document_id: str, invoice: Document, amount_minor: int, credited
     before, after = credited_minor, credited_minor + amount_minor
     taxes = tuple(_part(line, before, after, invoice.total_minor) for line in invoice.taxes)
     tax_minor = sum(line.tax_minor for line in taxes)
+    if len({line.category for line in taxes}) == 1:
+        taxes = tuple(msgspec.structs.replace(line, base_minor=amount_minor - tax_minor) for line in taxes)
     return Document(
         kind="credit_note",
         document_id=document_id,
@@ -170,7 +179,6 @@ def credit_note(document_id: str, invoice: Document, amount_minor: int, credited
         tax_minor=tax_minor,
         total_minor=amount_minor,
         corrects=invoice.number,
-        note=reason,
     )
 
 

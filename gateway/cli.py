@@ -12,6 +12,8 @@ GROUPS: Final = {
     "keys": ("gateway.commands.keys", "Create, list, rotate and revoke API keys."),
     "tenants": ("gateway.commands.tenants", "Create, list, suspend and resume tenants."),
     "plans": ("gateway.commands.plans", "List, show and add plans."),
+    "billing": ("gateway.commands.billing", "Seller, billing accounts, items and subscriptions."),
+    "invoices": ("gateway.commands.invoices", "Drafts, invoices, credit notes, payments and refunds."),
     "ledger": ("gateway.commands.ledger", "Trial balance and entries of the revenue ledger."),
     "admin": ("gateway.commands.admin", "The admin token."),
 }

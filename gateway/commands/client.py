@@ -45,6 +45,13 @@ class Api:
     def post(self, path: str, body: object = None) -> Any:
         return self._send("POST", path, json={} if body is None else body)
 
+    def get_bytes(self, path: str) -> bytes:
+        """The body of something that is no JSON, such as a PDF."""
+        response = self._request("GET", path)
+        if not response.is_success:
+            self._read(response)
+        return response.content
+
     def get_all(self, path: str, query: Query, limit: int) -> list[Any]:
         """Up to `limit` items of a list, page by page. Says on stderr when there are more."""
         items: list[Any] = []
@@ -59,15 +66,17 @@ class Api:
         return items
 
     def _send(self, method: str, path: str, **content: Any) -> Any:
+        return self._read(self._request(method, path, **content))
+
+    def _request(self, method: str, path: str, **content: Any) -> httpx.Response:
         try:
-            response = self._client.request(method, path, **content)
+            return self._client.request(method, path, **content)
         except httpx.ConnectError:
             fail(f"control is not running at {self._place}: start it with `make run` or `tollway up`")
         except httpx.TimeoutException:
             fail(f"control at {self._place} does not answer: look at its log, then try again")
         except httpx.HTTPError as error:
             fail(f"control at {self._place} broke the connection off ({type(error).__name__}): try again")
-        return self._read(response)
 
     def _read(self, response: httpx.Response) -> Any:
         try:

@@ -15,7 +15,8 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
-from gateway.control import routes_policy, routes_reports, routes_system
+from billing.meter_client import ask_meter
+from gateway.control import routes_billing, routes_policy, routes_reports, routes_system
 from gateway.control.errors import CODE_BY_STATUS, HTTP_STATUS, ControlCode, ControlError, error_body
 from gateway.control.registry import Registry
 
@@ -50,7 +51,14 @@ def build_app(registry: Registry, data_dir: Path) -> FastAPI:
     )
     app.state.registry = registry
     app.state.data_dir = data_dir
-    for router in (routes_system.probes, routes_system.router, routes_policy.router, routes_reports.router):
+    app.state.ask_meter = ask_meter
+    for router in (
+        routes_system.probes,
+        routes_system.router,
+        routes_policy.router,
+        routes_reports.router,
+        routes_billing.router,
+    ):
         app.include_router(router)
     for kind, handler in (
         (ControlError, _on_control_error),

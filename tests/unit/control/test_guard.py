@@ -1,6 +1,7 @@
 """Nobody passes without being an administrator: every route, every wrong credential, every way around."""
 
 import asyncio
+import re
 from typing import Any, cast
 
 import httpx
@@ -13,12 +14,14 @@ from gateway.control.guard import BODY_BYTES_MAX, FAILURES_MAX, OPEN_PATHS, PEER
 from tests.unit.control.support import NS_PER_S, Desk, open_desk
 
 WRONG = "tw_admin_wrong"
+#: What stands in a path; anything that is not named here is called "any".
+PLACES = {"tenant": "acme", "name": "free", "key_id": "key_1", "call_id": "0" * 32}
 
 
 def admin_routes(desk: Desk) -> list[tuple[str, str]]:
     """Every method and path of the application's own route table but the open ones."""
     found = [
-        (method, route.path.format(tenant="acme", name="free", key_id="key_1", call_id="0" * 32))
+        (method, re.sub(r"\{(\w+)\}", lambda name: PLACES.get(name[1], "any"), route.path))
         for route in all_routes(desk.app)
         for method in route.methods or ()
         if route.path not in OPEN_PATHS

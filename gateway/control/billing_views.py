@@ -1,0 +1,131 @@
+"""Owns what the billing routes accept and answer. Documents are the canonical JSON of billing.invoices.document."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from pydantic import Field
+
+from billing.invoices.document import Document
+from billing.invoices.life import State, Step
+from billing.invoices.store import Event, InvoiceRow
+from gateway.control.bodies import Body
+from gateway.control.views import View, instant
+
+
+class CommandBody(Body):
+    """A money command. Repeating an operation id with the same body changes nothing and answers the same."""
+
+    operation_id: str = Field(
+        min_length=8, max_length=128, pattern=r"^[\x21-\x7e]+$", description="Chosen by the caller, new per command."
+    )
+    body: dict[str, Any] = Field(description="The command's fields (docs/billing-api.md); an unknown one is refused.")
+
+
+class StateView(View):
+    """Where an invoice stands; amounts in minor units of its currency."""
+
+    status: str
+    total_minor: int
+    paid_minor: int
+    credited_minor: int
+    refunded_minor: int
+    due_minor: int
+    refundable_minor: int
+
+
+class InvoiceRowView(View):
+    document_id: str
+    number: str
+    kind: str
+    tenant: str
+    currency: str
+    total_minor: int
+    issued_at: str | None
+    due_at: str | None
+    period_start: str | None
+    period_end: str | None
+    corrects: str
+    digest: str = Field(description="SHA-256 of the document's canonical JSON.")
+    state: StateView
+
+
+class StepView(View):
+    kind: str
+    at: str | None
+    amount_minor: int
+    tx: int = Field(description="The journal transaction that books it.")
+    reference: str
+    note: str
+
+
+class InvoiceView(View):
+    """A finalized document, where it stands, and what happened to it."""
+
+    document: dict[str, Any]
+    state: StateView
+    steps: list[StepView]
+
+
+class AccountView(View):
+    """A billing account with what its next invoice will hold."""
+
+    account: dict[str, Any]
+    pending_items: list[dict[str, Any]]
+    subscriptions: list[dict[str, Any]]
+    draft: dict[str, Any] | None
+    billed_until: str | None
+
+
+class EventView(View):
+    seq: int
+    at: str | None
+    tenant: str
+    type: str
+    body: dict[str, Any]
+
+
+def state_view(state: State) -> StateView:
+    return StateView(**state._asdict(), due_minor=state.due_minor, refundable_minor=state.refundable_minor)
+
+
+def row_view(row: InvoiceRow) -> InvoiceRowView:
+    return InvoiceRowView(
+        document_id=row.document_id,
+        number=row.number,
+        kind=row.kind,
+        tenant=row.tenant,
+        currency=row.currency,
+        total_minor=row.total_minor,
+        issued_at=instant(row.issued_ns),
+        due_at=instant(row.due_ns),
+        period_start=instant(row.start_ns),
+        period_end=instant(row.end_ns),
+        corrects=row.corrects,
+        digest=row.digest,
+        state=state_view(row.state),
+    )
+
+
+def invoice_view(document: Document, state: State, steps: Sequence[Step]) -> InvoiceView:
+    return InvoiceView(
+        document=msgspec.to_builtins(document),
+        state=state_view(state),
+        steps=[
+            StepView(
+                kind=step.kind,
+                at=instant(step.at_ns),
+                amount_minor=step.amount_minor,
+                tx=step.tx_id,
+                reference=step.reference,
+                note=step.note,
+            )
+            for step in steps
+        ],
+    )
+
+
+def event_view(event: Event) -> EventView:
+    return EventView(
+        seq=event.seq, at=instant(event.at_ns), tenant=event.tenant, type=event.type, body=dict(event.body)
+    )

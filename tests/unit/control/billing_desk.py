@@ -1,0 +1,41 @@
+"""Owns a control plane with a money desk behind it: the meter's answers, without its process or socket."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from billing.invoices.assemble import InvoiceError
+from billing.meter_client import MeterError, ask_meter, decode_body, encode_frame
+from tests.unit.billing.invoices.office import Office
+from tests.unit.control.support import Desk
+
+_ids = count(1)
+
+
+@contextmanager
+def meter_of(desk: Desk) -> Iterator[Office]:
+    """An office over the desk's own ledger, asked by its application instead of the meter."""
+    office = Office(desk.data_dir / "ledger.db")
+
+    def ask(_socket: Path, request: dict[str, Any]) -> dict[str, Any]:
+        # Through the frames' codec, so that what cannot travel fails here too.
+        asked = decode_body(encode_frame(request)[4:])
+        try:
+            return {"answer": office.desk.run(asked["verb"], asked["operation_id"], asked["body"])}
+        except InvoiceError as error:
+            raise MeterError(error.code, str(error)) from error
+
+    desk.app.state.ask_meter = ask
+    try:
+        yield office
+    finally:
+        desk.app.state.ask_meter = ask_meter
+        office.close()
+
+
+def command(verb: str, body: dict[str, Any], operation_id: str | None = None) -> tuple[str, str, dict[str, Any]]:
+    """Arguments of `Desk.ask` for one money command."""
+    name = operation_id or f"operation-{next(_ids)}"
+    return "POST", f"/admin/billing/commands/{verb}", {"operation_id": name, "body": body}

@@ -16,14 +16,27 @@ from model_repo.ensembles import EnsembleStep, check_flow
 from model_repo.errors import ConfigError
 from model_repo.settings_used import check_settings_used
 
-Platform = Literal["onnxruntime", "python", "ensemble"]
+Platform = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "python", "ensemble"]
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _PLATFORMS: Final[dict[str, Platform]] = {
     "onnxruntime": "onnxruntime",
     "onnxruntime_onnx": "onnxruntime",
+    "openvino": "openvino",
+    "tensorrt": "tensorrt",
+    "tensorrt_plan": "tensorrt",
+    "tensorrt_rtx": "tensorrt_rtx",
     "python": "python",
     "ensemble": "ensemble",
+}
+#: As Triton's backends name them.
+_DEFAULT_FILES: Final[dict[Platform, str]] = {
+    "onnxruntime": "model.onnx",
+    "openvino": "model.xml",
+    "tensorrt": "model.plan",
+    "tensorrt_rtx": "model.plan",
+    "python": "model.py",
+    "ensemble": "",
 }
 BATCH_ROWS_MAX: Final = 1 << 16
 _INSTANCES_MAX: Final = 64
@@ -188,7 +201,7 @@ def check_config(message: Any) -> ModelConfig:
 
 
 def _default_file(platform: Platform) -> str:
-    return {"onnxruntime": "model.onnx", "python": "model.py", "ensemble": ""}[platform]
+    return _DEFAULT_FILES[platform]
 
 
 def _platform(message: Any) -> Platform:

@@ -16,7 +16,7 @@ from gateway.engine.plan import PlanConfig
 from gateway.engine.python_model import PythonModel
 from gateway.engine.python_process import PythonLimits, PythonProcess
 from gateway.engine.runner import Runner, TensorRunner
-from gateway.engine.runtimes.onnx import load_onnx
+from gateway.engine.runtimes import load_runtime
 from gateway.engine.statistics import Statistics
 from gateway.engine.tensors import Array
 from gateway.engine.warmup import measure_short_rows, run_warmups, warmup_sample
@@ -55,14 +55,20 @@ class Loaded:
     close: Callable[[], Awaitable[None]]
     batcher: Batcher | None = None
     python: PythonModel | None = None
+    #: Of a model in one file: library, version and what it runs on.
+    description: str = ""
 
 
-async def load_onnx_version(source: Source, host: Host) -> Loaded:
-    """Raises: RepositoryError: the file is missing or does not fit, or a warm-up fails."""
+async def load_file_version(source: Source, host: Host) -> Loaded:
+    """A model in one file, run by a library of `gateway.engine.runtimes`.
+
+    Raises:
+        RepositoryError: the file is missing or does not fit, its library is missing, or a warm-up fails.
+    """
     config = source.config
     path = _file(source)
     threads = min(_positive(config, INTRA_OP_THREADS) or host.intra_op_threads, _INTRA_OP_THREADS_MAX)
-    runtime = await host.loop.run_in_executor(host.pool, lambda: load_onnx(path, config, threads=threads))
+    runtime = await host.loop.run_in_executor(host.pool, lambda: load_runtime(path, config, threads=threads))
     runner = TensorRunner(runtime, source.interface, host.clock)
     short_rows = await host.loop.run_in_executor(host.pool, _warm_up, runner, source)
     place = PoolPlace(host.batches, config.instances or host.threads, short_rows)
@@ -71,7 +77,7 @@ async def load_onnx_version(source: Source, host: Host) -> Loaded:
         runner.close()
 
     batcher = _batcher(source, runner, place, host)
-    return Loaded(servable=batcher, batcher=batcher, close=close)
+    return Loaded(servable=batcher, batcher=batcher, close=close, description=runtime.description)
 
 
 def _warm_up(runner: Runner, source: Source) -> int:
@@ -208,6 +214,9 @@ def _file(source: Source) -> Path:
     path = find_member(source.folder, version, source.config.model_filename)
     if path is None:
         raise RepositoryError(f"{version}/{source.config.model_filename}: missing")
+    if path.suffix == ".xml":
+        # The weights of an IR lie beside it; the library would follow a link out of the repository.
+        find_member(source.folder, version, f"{path.stem}.bin")
     return path
 
 

@@ -9,7 +9,7 @@ from gateway.engine.registry import Registry
 SERVER_NAME: Final = "tollway"
 #: What is truly served, by the names of Triton's protocol extensions.
 EXTENSIONS: Final = ("binary_tensor_data", "classification", "model_configuration", "statistics")
-_PLATFORMS: Final = {"onnxruntime": "onnxruntime_onnx", "python": "python", "ensemble": "ensemble"}
+_PLATFORMS: Final = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 
 
 def server_metadata(version: str) -> dict[str, Any]:
@@ -27,10 +27,21 @@ def model_metadata(version: ModelVersion, registry: Registry) -> dict[str, Any]:
     return {
         "name": version.name,
         "versions": [other.version for other in registry.versions_of(version.name)],
-        "platform": _PLATFORMS[version.config.platform],
+        "platform": _PLATFORMS.get(version.config.platform, version.config.platform),
         **tensors,
     }
 
 
+def shown_config(version: ModelVersion) -> Any:
+    """The ModelConfig message in force. Parameter `tollway_runtime` says what really runs it, as its library tells."""
+    runtime = version.runtime
+    if not runtime:
+        return version.config.message
+    message = type(version.config.message)()
+    message.CopyFrom(version.config.message)
+    message.parameters["tollway_runtime"].string_value = runtime
+    return message
+
+
 def model_config(version: ModelVersion) -> dict[str, Any]:
-    return message_json(version.config.message)
+    return message_json(shown_config(version))

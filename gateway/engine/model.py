@@ -10,7 +10,7 @@ from typing import Final
 from gateway.engine.host import Host
 from gateway.engine.interface import Interface
 from gateway.engine.labels import read_labels
-from gateway.engine.loading import Loaded, Source, load_ensemble_version, load_onnx_version, load_python_version
+from gateway.engine.loading import Loaded, Source, load_ensemble_version, load_file_version, load_python_version
 from gateway.engine.statistics import Statistics
 from gateway.engine.work import Servable
 from gateway.errors import Code, TollwayError
@@ -65,6 +65,11 @@ class ModelVersion:
         return State.UNAVAILABLE if self.state is State.READY and not self.is_ready else self.state
 
     @property
+    def runtime(self) -> str:
+        """What runs it: library, version, providers or device; empty for Python steps and ensembles."""
+        return self._loaded.description if self._loaded is not None else ""
+
+    @property
     def pids(self) -> list[int]:
         """Processes of a Python step; empty for other models."""
         return self._loaded.python.pids if self._loaded is not None and self._loaded.python is not None else []
@@ -102,8 +107,8 @@ class ModelVersion:
     async def _load(self, host: Host, find_step: Callable[[EnsembleStep], "ModelVersion"]) -> Loaded:
         if self.config.platform == "python":
             return await load_python_version(self._source, host)
-        if self.config.platform == "onnxruntime":
-            return await load_onnx_version(self._source, host)
+        if self.config.platform != "ensemble":
+            return await load_file_version(self._source, host)
         self._steps = [find_step(step) for step in self.config.steps]
 
         def ready_step(step: EnsembleStep) -> tuple[Interface, Servable]:

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 from gateway.call import Data
 from gateway.engine.codec_grpc import GrpcReplyWriter, decode_infer, parse_infer
 from gateway.engine.messages import fill_message
-from gateway.engine.metadata import model_metadata, server_metadata
+from gateway.engine.metadata import model_metadata, server_metadata, shown_config
 from gateway.engine.model import ModelVersion
 from gateway.engine.offload import Coder
 from gateway.engine.registry import Registry, model_stats
@@ -139,7 +139,7 @@ class RpcServer:
         return fill_message(service_pb2.ModelMetadataResponse(), answer)
 
     def _model_config(self, request: Any) -> Any:
-        return service_pb2.ModelConfigResponse(config=self._get_ready(request).config.message)
+        return service_pb2.ModelConfigResponse(config=shown_config(self._get_ready(request)))
 
     def _model_statistics(self, request: Any) -> Any:
         if not request.name:

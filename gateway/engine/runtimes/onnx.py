@@ -14,10 +14,12 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from gateway.engine.runtimes.checks import FileTensor, check_tensors, first_line
+from gateway.engine.runtimes.providers import CPU_PROVIDER, check_providers, wanted_providers
 from gateway.engine.tensors import Array
 from gateway.engine.work import Feeds
 from gateway.errors import Code, TollwayError
-from model_repo.config import ModelConfig, TensorSpec
+from model_repo.config import ModelConfig
 from model_repo.errors import RepositoryError
 
 _LOG: Final = logging.getLogger("tollway.engine")
@@ -67,6 +69,7 @@ class OnnxRuntime:
         wide = {spec.name for spec in (*config.inputs, *config.outputs) if spec.datatype == "BF16"}
         self._bfloat16 = frozenset(wide)
         self._strings = frozenset(spec.name for spec in config.inputs if spec.datatype == "BYTES")
+        self.description = f"onnxruntime {ort.__version__}; {', '.join(session.get_providers())}"
         # The wrapper's own checks cost 2 of 10 us on a tiny model and repeat what the interface has checked.
         self._run = session._sess.run
 
@@ -130,62 +133,34 @@ def load_onnx(path: Path, config: ModelConfig, *, threads: int) -> OnnxRuntime:
     """Read a model file and check it against its configuration. Blocks; call it off the loop.
 
     Raises:
-        RepositoryError: the file cannot be read, or its tensors differ from the configured ones.
+        RepositoryError: the file cannot be read, its tensors differ from the configured ones, or a provider that must
+            run it did not load.
     """
+    wanted = wanted_providers(config)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Spinning threads would take the core from the loop that feeds them.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The library complains at each provider that this build of it lacks; whether that matters is decided below.
+    known = [name for name, _ in wanted if name in ort.get_available_providers()]
     try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=known or [CPU_PROVIDER])
     except _FAULTS as error:
         _LOG.error("model_unreadable model=%s reason=%s", config.name, str(error)[:500])
-        raise RepositoryError(f"{path.name}: ONNX Runtime cannot load it: {_first_line(error)}") from error
-    _check(config, session.get_inputs(), session.get_outputs())
+        raise RepositoryError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from error
+    check_providers(wanted, session.get_providers())
+    check_tensors(config, _file_tensors(session.get_inputs()), _file_tensors(session.get_outputs()))
     return OnnxRuntime(session, config)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _check(config: ModelConfig, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-    real_inputs = {arg.name: arg for arg in inputs}
-    configured = {spec.name for spec in config.inputs}
-    for name in real_inputs:
-        if name not in configured:
-            raise RepositoryError(f"input '{name}' of the model file is not configured")
-    for spec in config.inputs:
-        if spec.is_optional:
-            raise RepositoryError(f"input '{spec.name}': optional inputs are not served for ONNX models")
-        _check_tensor("input", spec, real_inputs.get(spec.name), config)
-    real_outputs = {arg.name: arg for arg in outputs}
-    for spec in config.outputs:
-        _check_tensor("output", spec, real_outputs.get(spec.name), config)
-
-
-def _check_tensor(kind: str, spec: TensorSpec, real: Any, config: ModelConfig) -> None:
-    where = f"{kind} '{spec.name}'"
-    if real is None:
-        raise RepositoryError(f"{where} is not in the model file")
-    datatype = _DATATYPES.get(real.type)
-    if datatype != spec.datatype:
-        raise RepositoryError(f"{where}: configured as {spec.datatype}, the model file has {datatype or real.type}")
-    dims = spec.dims if spec.reshape is None else spec.reshape
-    shape = list(real.shape)
-    has_batch_axis = config.batch_rows_max > 0
-    if not shape and (dims or has_batch_axis) and kind == "output":
-        return  # The file does not say the rank of every output; the rows are checked on each run.
-    if has_batch_axis:
-        if not shape or isinstance(shape[0], int):
-            raise RepositoryError(
-                f"{where}: its first axis in the model file is {shape[0] if shape else 'missing'}, not variable; "
-                "set max_batch_size to 0 and give whole shapes"
-            )
-        shape = shape[1:]
-    if len(shape) != len(dims) or any(
-        isinstance(size, int) and size != wanted for size, wanted in zip(shape, dims, strict=True)
-    ):
-        raise RepositoryError(f"{where}: configured dims {list(dims)} do not fit {shape} of the model file")
+def _file_tensors(arguments: Sequence[Any]) -> list[FileTensor]:
+    return [
+        FileTensor(
+            name=argument.name,
+            datatype=_DATATYPES.get(argument.type, argument.type),
+            shape=tuple(size if isinstance(size, int) else None for size in argument.shape),
+        )
+        for argument in arguments
+    ]

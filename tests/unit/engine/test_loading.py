@@ -144,7 +144,7 @@ GOOD = config_text("m", [("x", "FP32", (2,))], [("y", "FP32", (2,))], rows_max=8
         (
             GOOD.replace('input { name: "x"', 'input { optional: true name: "x"'),
             {"1/model.onnx": identity_onnx("FP32", ("b", 2))},
-            "optional inputs are not served for ONNX models",
+            "optional inputs are not served for this backend",
         ),
         (
             GOOD.replace('output { name: "y"', 'output { label_filename: "labels" name: "y"'),

@@ -154,7 +154,7 @@ def test_a_default_written_out_is_harmless(setting: str) -> None:
         (BASE + "instance_group { kind: 99 }", "99 is not served"),
         (BASE + "unknown_field: 1", "unknown_field"),
         (BASE + 'name: "other"', "differs from the model's folder"),
-        (BASE.replace('"onnxruntime_onnx"', '"tensorrt_plan"'), "'tensorrt_plan' is not served"),
+        (BASE.replace('"onnxruntime_onnx"', '"pytorch_libtorch"'), "'pytorch_libtorch' is not served"),
         (BASE.replace('platform: "onnxruntime_onnx"', ""), "platform: missing"),
         (BASE + 'backend: "python"', "contradict"),
         (BASE.replace("max_batch_size: 8", "max_batch_size: -1"), "max_batch_size"),

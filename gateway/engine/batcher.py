@@ -15,7 +15,7 @@ from gateway.engine.runner import Executed, Runner
 from gateway.engine.statistics import Statistics
 from gateway.engine.tensors import Array
 from gateway.engine.threads import Done, Outcome, Task
-from gateway.engine.work import Work, shares
+from gateway.engine.work import STREAMING, Work, shares
 from gateway.errors import Code, TollwayError
 
 MIB: Final = 1 << 20
@@ -46,6 +46,16 @@ class Place(Protocol):
         """Run another one on a thread; `done` is called there with its outcome."""
 
 
+class Dispatcher(Protocol):
+    """Who runs batches by itself instead of blocking a thread of the place, and is told of works that are given up."""
+
+    def begin(self, batch: list[Work], done: Done) -> None:
+        """Start a batch; `done` is called with its outcome, on any thread."""
+
+    def cancel(self, work: Work) -> None:
+        """Nobody waits for this work of a begun batch any more."""
+
+
 class Batcher:
     """The queue of one model version. All methods belong to the loop's thread."""
 
@@ -60,8 +70,10 @@ class Batcher:
         statistics: Statistics,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
+        dispatcher: Dispatcher | None = None,
     ) -> None:
         self._model = model
+        self._dispatcher = dispatcher
         self._config = config
         self._limits = limits
         self._runner = runner
@@ -124,6 +136,8 @@ class Batcher:
             self._nbytes -= work.nbytes
             # A group may have lost what made it full; the next look decides with what is left.
             self._pump_soon()
+        elif self._dispatcher is not None:
+            self._dispatcher.cancel(work)
 
     def close(self, refusal: Callable[[], TollwayError]) -> None:
         """Refuse new works and those queued with `refusal()`; works that run finish."""
@@ -216,6 +230,9 @@ class Batcher:
         for work in batch:
             work.queue_ns = now_ns - work.enqueued_ns
         self._running.append(batch)
+        if self._dispatcher is not None:
+            self._dispatcher.begin(batch, lambda outcome: self._loop.call_soon_threadsafe(self._on_ran, batch, outcome))
+            return
         feeds = [work.feeds for work in batch]
         counts = [work.rows for work in batch]
         self._place.launch(
@@ -271,7 +288,7 @@ class Batcher:
         self._tell(work, executed.results[0], self._now())
 
     def _tell(self, work: Work, result: list[Array] | TollwayError, now_ns: int) -> None:
-        if work.is_done:
+        if work.is_done or result is STREAMING:
             return
         if isinstance(result, TollwayError):
             self._statistics.on_fail(now_ns - work.enqueued_ns)
@@ -291,6 +308,8 @@ class Batcher:
         left = [work.deadline_ns for work in waiting + running if work.deadline_ns > now_ns]
         self._deadline_ns = min(left, default=0)
         for work in expired:
+            if self._dispatcher is not None:
+                self._dispatcher.cancel(work)
             self._fail(work, TollwayError(Code.DEADLINE_EXCEEDED, f"out of time at model '{self._model}'"))
 
     def _fail(self, work: Work, error: TollwayError) -> None:

@@ -21,6 +21,7 @@ from gateway.wire.grpc import varint
 #: Above it, cutting pays: below, protobuf's own copy costs less than a walk in Python.
 _CUT_BYTES: Final = 256 * 1024
 _RAW_TAG: Final = 7 << 3 | 2
+_NO_PARAMETERS: Final[dict[str, Any]] = {}
 _CONTENTS: Final[dict[str, str]] = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -120,6 +121,7 @@ def decode_infer(interface: Interface, request: Any, raw: list[Data]) -> InferRe
         outputs,
         timeout_ns(_find(parameters, "timeout")) if parameters else 0,
         is_binary_default=True,
+        parameters={name: _find(parameters, name) for name in parameters} if parameters else _NO_PARAMETERS,
     )
 
 

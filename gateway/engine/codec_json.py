@@ -123,6 +123,7 @@ class JsonCodec:
             None if not request.outputs else _wanted(interface, request.outputs, is_binary=is_binary),
             timeout_ns(parameters.get("timeout")) if parameters else 0,
             is_binary_default=is_binary,
+            parameters=parameters,
         )
 
 

@@ -1,8 +1,10 @@
 """HOT PATH. Owns what every transport turns a request into: tensors, what is to be returned and how, and bounds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.engine.context import Context, read_context
 from gateway.engine.interface import Interface, Tensor
 from gateway.engine.labels import classify
 from gateway.engine.model import ModelVersion
@@ -12,6 +14,7 @@ from gateway.errors import Code, TollwayError
 #: A caller's `timeout` above this (a year) would overflow nothing, but means nothing either.
 _TIMEOUT_US_MAX: Final = 365 * 24 * 3600 * 1_000_000
 _CLASSES_MAX: Final = 1 << 20
+_NO_PARAMETERS: Final[Mapping[str, Any]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,7 @@ class Wanted:
 class InferRequest:
     """A decoded request."""
 
-    __slots__ = ("id", "is_binary_default", "outputs", "tensors", "timeout_ns")
+    __slots__ = ("id", "is_binary_default", "outputs", "parameters", "tensors", "timeout_ns")
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class InferRequest:
         timeout_ns: int,
         *,
         is_binary_default: bool = False,
+        parameters: Mapping[str, Any] = _NO_PARAMETERS,
     ) -> None:
         self.id = id_
         self.tensors = tensors
@@ -43,6 +47,17 @@ class InferRequest:
         self.outputs = outputs
         self.timeout_ns = timeout_ns
         self.is_binary_default = is_binary_default
+        #: As they came, reserved ones included.
+        self.parameters = parameters
+
+    def context(self, interface: Interface) -> Context:
+        """What the request says beside its tensors.
+
+        Raises:
+            TollwayError: bad_request.
+        """
+        requested = tuple(interface.outputs[item.position].name for item in self.outputs or ())
+        return read_context(self.id, self.parameters, requested, timeout_us=self.timeout_ns // 1000)
 
 
 def timeout_ns(value: Any) -> int:

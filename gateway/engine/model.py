@@ -40,6 +40,8 @@ class ModelVersion:
         self.version = str(number)
         self.config = config
         self.interface = Interface(config)
+        #: Whether its works need what their requests say beside their tensors; an ensemble hands it to its steps.
+        self.reads_context = config.platform in ("python", "ensemble")
         self.statistics = Statistics()
         self.labels: dict[str, tuple[str, ...]] = {}
         self.state = State.LOADING

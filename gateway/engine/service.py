@@ -95,6 +95,8 @@ class EngineCall:
             timeout_ns=request.timeout_ns,
             nbytes=accepted.nbytes,
         )
+        if version.reads_context:
+            work.context = request.context(version.interface)
         servable.submit(work)
 
     def _on_result(self, _work: Work, outputs: list[Array]) -> None:

@@ -4,8 +4,9 @@ No future and no task per inference: whoever asks gives two callbacks, called on
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from gateway.engine.context import EMPTY, Context
 from gateway.engine.tensors import Array
 from gateway.errors import TollwayError
 
@@ -14,6 +15,10 @@ Feeds = Mapping[str, Array]
 #: Called with the outputs in the order of the model's configuration.
 OnResult = Callable[["Work", list[Array]], None]
 OnError = Callable[["Work", TollwayError], None]
+#: Called for each response of a decoupled model: its outputs (None: left out), or a fault that does not end the stream.
+OnPart = Callable[["Work", "list[Array | None] | TollwayError"], None]
+#: A batch's result for a work of a decoupled model: its responses, and its end, come by themselves.
+STREAMING: Final[list[Array]] = []
 
 
 class Work:
@@ -21,17 +26,20 @@ class Work:
 
     `feeds`: name → array with `rows` as first axis (models with a batch axis). `signature` equals only for works that
     may share a batch. `deadline_ns` is monotonic, 0 for none; `timeout_ns` is the caller's bound on queueing.
+    `on_part`: the caller takes many responses; `on_result` with no outputs is then their end.
     `compute_ns` is this work's exact share of the device time of its batch, `queue_ns` its wait before it ran.
     """
 
     __slots__ = (
         "compute_ns",
+        "context",
         "deadline_ns",
         "enqueued_ns",
         "feeds",
         "is_done",
         "nbytes",
         "on_error",
+        "on_part",
         "on_result",
         "owner",
         "progress",
@@ -52,6 +60,8 @@ class Work:
         deadline_ns: int = 0,
         timeout_ns: int = 0,
         nbytes: int = 0,
+        context: Context = EMPTY,
+        on_part: OnPart | None = None,
     ) -> None:
         self.feeds = feeds
         self.on_result = on_result
@@ -61,6 +71,8 @@ class Work:
         self.deadline_ns = deadline_ns
         self.timeout_ns = timeout_ns
         self.nbytes = nbytes
+        self.context = context
+        self.on_part = on_part
         self.enqueued_ns = 0
         self.queue_ns = 0
         self.compute_ns = 0

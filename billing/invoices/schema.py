@@ -62,6 +62,21 @@ WHEN NEW.tenant <> OLD.tenant OR NEW.currency <> OLD.currency
 BEGIN SELECT RAISE(ABORT, 'billing_account: the currency of an account never changes'); END;
 """
 
+_PAYMENTS: Final = """
+CREATE TABLE payment_attempt (
+  attempt_id TEXT PRIMARY KEY, document_id TEXT NOT NULL REFERENCES invoice, provider TEXT NOT NULL,
+  covers INTEGER NOT NULL, amount_minor INTEGER NOT NULL, at_ns INTEGER NOT NULL);
+CREATE INDEX payment_attempt_by_document ON payment_attempt (document_id, at_ns);
+CREATE TABLE payment_result (
+  attempt_id TEXT NOT NULL REFERENCES payment_attempt, n INTEGER NOT NULL, outcome TEXT NOT NULL,
+  reference TEXT NOT NULL, amount_minor INTEGER NOT NULL, code TEXT NOT NULL, is_final INTEGER NOT NULL,
+  at_ns INTEGER NOT NULL, PRIMARY KEY (attempt_id, n));
+CREATE INDEX payment_result_reference ON payment_result (reference);
+CREATE TABLE dunning_step (
+  document_id TEXT NOT NULL REFERENCES invoice, n INTEGER NOT NULL, kind TEXT NOT NULL, covers INTEGER NOT NULL,
+  at_ns INTEGER NOT NULL, PRIMARY KEY (document_id, n));
+"""
+
 #: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (
@@ -78,6 +93,7 @@ STEPS: Final = (
             "billing_event",
         ),
     ),
+    (2, _PAYMENTS, ("payment_attempt", "payment_result", "dunning_step")),
 )
 
 

@@ -5,8 +5,9 @@ from typing import Any
 
 from billing.invoices import commands, subscriptions
 from billing.invoices.desk import Verb
+from billing.payments import commands as payments
 
 
 def all_verbs() -> Mapping[str, Verb[Any]]:
     """Every command by its name."""
-    return {**commands.VERBS, **subscriptions.VERBS}
+    return {**commands.VERBS, **subscriptions.VERBS, **payments.VERBS}

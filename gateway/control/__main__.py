@@ -15,6 +15,7 @@ import uvloop
 from gateway.clock import SystemClock
 from gateway.control.backends import backends_from_settings, parse_backends
 from gateway.control.prices import load_prices
+from gateway.control.providers import load_providers
 from gateway.control.serve import listen_local, listen_tcp, serve
 from gateway.control.start import open_control
 from gateway.errors import SettingsError
@@ -61,6 +62,7 @@ def _run(arguments: argparse.Namespace) -> None:
                     tcp=tcp,
                     local=local,
                     clock=clock,
+                    providers=load_providers(settings.data_dir),
                     on_ready=lambda: _say_ready(arguments.ready_fd),
                 )
             )

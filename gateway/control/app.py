@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from billing.meter_client import ask_meter
-from gateway.control import routes_billing, routes_policy, routes_reports, routes_system
+from gateway.control import routes_billing, routes_policy, routes_psp, routes_reports, routes_system
 from gateway.control.errors import CODE_BY_STATUS, HTTP_STATUS, ControlCode, ControlError, error_body
 from gateway.control.registry import Registry
 
@@ -52,12 +52,14 @@ def build_app(registry: Registry, data_dir: Path) -> FastAPI:
     app.state.registry = registry
     app.state.data_dir = data_dir
     app.state.ask_meter = ask_meter
+    app.state.providers = {}
     for router in (
         routes_system.probes,
         routes_system.router,
         routes_policy.router,
         routes_reports.router,
         routes_billing.router,
+        routes_psp.router,
     ):
         app.include_router(router)
     for kind, handler in (

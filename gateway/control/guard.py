@@ -24,7 +24,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 ACTOR: Final = "tollway.actor"
 LOCAL_ACTOR: Final = "local"
 TOKEN_ACTOR: Final = "admin-token"  # noqa: S105 - a name, not a secret
-OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json"})
+#: The provider's messages are believed by their signature (gateway.control.routes_psp).
+OPEN_PATHS: Final = frozenset({"/healthz", "/readyz", "/openapi.json", "/psp/stripe"})
 BODY_BYTES_MAX: Final = 1024 * 1024
 BODY_S: Final = 10
 #: Wrong tokens one peer may send at once, and how fast that budget comes back.

@@ -5,15 +5,18 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, cast
 
 import uvicorn
 
+from billing.payments.port import PaymentProvider
 from gateway.clock import Clock
 from gateway.control.app import build_app
+from gateway.control.billing_clock import ROUND_S, BillingClock
 from gateway.control.guard import App, local_guard, token_guard
+from gateway.control.money import Money
 from gateway.control.policy import Publisher
 from gateway.control.start import Control
 from gateway.errors import SettingsError
@@ -53,9 +56,13 @@ async def serve(
     local: socket.socket,
     clock: Clock,
     on_ready: Callable[[], None],
+    providers: Mapping[str, PaymentProvider] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then end requests in flight. `on_ready` is called once both listeners accept."""
-    app = cast(App, build_app(control.registry, data_dir))
+    application = build_app(control.registry, data_dir)
+    application.state.providers = providers or {}
+    billing = BillingClock(Money(data_dir, control.registry), control.registry, providers or {})
+    app = cast(App, application)
     guarded = token_guard(app, tokens=control.tokens, failures=control.failures, clock=clock)
     listeners = [Listener(_config(guarded)), Listener(_config(local_guard(app)))]
     stopped = asyncio.Event()
@@ -66,6 +73,7 @@ async def serve(
         for listener, sock in zip(listeners, (tcp, local), strict=True):
             tasks.create_task(listener.serve(sockets=[sock]), name=f"listener-{sock.family.name}")
         heart = tasks.create_task(_beat(control.publisher), name="heartbeat")
+        rounds = tasks.create_task(_rounds(billing), name="billing-clock")
         for listener in listeners:
             await listener.accepts.wait()
         on_ready()
@@ -73,6 +81,7 @@ async def serve(
         for listener in listeners:
             listener.should_exit = True
         heart.cancel()
+        rounds.cancel()
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
@@ -107,6 +116,13 @@ async def _beat(publisher: Publisher) -> None:
     while True:
         await asyncio.to_thread(publisher.beat)
         await asyncio.sleep(BEAT_S)
+
+
+async def _rounds(billing: BillingClock) -> None:
+    """What billing does by itself, in a worker thread. A round that has begun is finished before the process ends."""
+    while True:
+        await asyncio.sleep(ROUND_S)
+        await asyncio.to_thread(billing.tick)
 
 
 def _config(app: App) -> uvicorn.Config:

@@ -8,6 +8,9 @@
     per_call = "0.0015"
     per_row_nanos = 250
 
+What a row is depends on the model: `per_image` and `per_token` say `per_row` in its words. `per_compute_second` is
+`per_compute_ms` times 1,000 and must divide by it: a call's compute time is charged by the millisecond.
+
 A version is immutable once a ledger has seen it (billing.ledger refuses the same version with other content).
 """
 
@@ -24,6 +27,12 @@ from billing.rating import Price, PriceBook, PriceError, validate_book
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 _BOOK_FIELDS: Final = frozenset(PriceBook.__struct_fields__)
 _UNITS: Final = ("per_call", "per_row", "per_compute_ms")
+#: Other words for a unit → (unit, how many of the unit one of them is).
+_ALIASES: Final = {
+    "per_image": ("per_row", 1),
+    "per_token": ("per_row", 1),
+    "per_compute_second": ("per_compute_ms", 1_000),
+}
 
 
 def load_price_book(path: Path) -> PriceBook:
@@ -92,28 +101,39 @@ def book_from_raw(raw: Any) -> PriceBook:
 
 
 def _price(where: str, raw: Any) -> Price:
-    table = _table(where, raw, frozenset(_UNITS) | {f"{unit}_nanos" for unit in _UNITS})
-    amounts = {f"{unit}_nanos": _amount(where, unit, table) for unit in _UNITS}
-    return Price(**amounts)
+    names = (*_UNITS, *_ALIASES)
+    table = _table(where, raw, frozenset(names) | {f"{name}_nanos" for name in names})
+    return Price(**{f"{unit}_nanos": _amount(where, unit, table) for unit in _UNITS})
 
 
 def _amount(where: str, unit: str, table: dict[str, Any]) -> int:
-    """One price, written either as decimal text of the major unit or as whole nanos; never as a float."""
-    nanos_field = f"{unit}_nanos"
-    if unit in table and nanos_field in table:
-        raise PriceError(f"{where}: {unit} and {nanos_field} are both given; keep one")
-    if unit in table:
-        text = table[unit]
-        if not isinstance(text, str):
-            raise PriceError(f'{where}.{unit}: {text!r} must be decimal text in quotes, such as "0.0015"')
-        try:
-            return parse_nanos(text)
-        except MoneyError as error:
-            raise PriceError(f"{where}.{unit}: {error}") from error
-    value = table.get(nanos_field, 0)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise PriceError(f"{where}.{nanos_field}: {value!r} must be a whole number of nanos")
-    return value
+    """One price, under one of the unit's names; 0 when it is not given."""
+    names = {unit: 1} | {alias: factor for alias, (of, factor) in _ALIASES.items() if of == unit}
+    given = [field for name in names for field in (name, f"{name}_nanos") if field in table]
+    if not given:
+        return 0
+    if len(given) > 1:
+        raise PriceError(f"{where}: {' and '.join(given)} are both given; keep one")
+    field = given[0]
+    factor = names[field.removesuffix("_nanos")]
+    nanos, rest = divmod(_nanos(f"{where}.{field}", field, table[field]), factor)
+    if rest:
+        raise PriceError(f"{where}.{field}: {table[field]!r} does not divide by {factor}: round it")
+    return nanos
+
+
+def _nanos(where: str, field: str, value: Any) -> int:
+    """A price written as decimal text of the major unit, or (field ends in _nanos) as whole nanos; never as a float."""
+    if field.endswith("_nanos"):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise PriceError(f"{where}: {value!r} must be a whole number of nanos")
+        return value
+    if not isinstance(value, str):
+        raise PriceError(f'{where}: {value!r} must be decimal text in quotes, such as "0.0015"')
+    try:
+        return parse_nanos(value)
+    except MoneyError as error:
+        raise PriceError(f"{where}: {error}") from error
 
 
 def _table(where: str, raw: Any, known: frozenset[str] | None) -> dict[str, Any]:

@@ -24,6 +24,13 @@ def test_amounts_are_decimal_text_or_nanos() -> None:
     assert book.models == {"ocr": Price(per_row_nanos=250, per_compute_ms_nanos=1_500_000_000)}
 
 
+def test_images_tokens_and_seconds_are_other_words_for_rows_and_milliseconds() -> None:
+    text = HEAD + '[default]\nper_image = "0.002"\n[models.llm]\nper_token = "0.00001"\nper_compute_second = "0.5"\n'
+    book = parse_price_book(text.encode())
+    assert book.default == Price(per_row_nanos=2_000_000)
+    assert book.models == {"llm": Price(per_row_nanos=10_000, per_compute_ms_nanos=500_000)}
+
+
 def test_stored_form_is_canonical_and_comes_back() -> None:
     assert decode_price_book(encode_price_book(BOOK)) == BOOK
     shuffled = type(BOOK)(
@@ -50,7 +57,10 @@ def test_shipped_book_is_valid() -> None:
         ('version = "1"\ncurrency = "EUR"\n[default]\n', "version: '1' must be a whole number"),
         ('version = 1\ncurrency = "EUX"\n[default]\n', "currency: 'EUX' is not an ISO 4217 code"),
         (HEAD + "colour = 1\n[default]\n", "price book: unknown field 'colour' (value 1)"),
-        (HEAD + "[default]\nper_token = 1\n", "default: unknown field 'per_token' (value 1)"),
+        (HEAD + "[default]\nper_frame = 1\n", "default: unknown field 'per_frame' (value 1)"),
+        (HEAD + '[default]\nper_image = "1"\nper_row = "1"\n', "default: per_row and per_image are both given"),
+        (HEAD + '[default]\nper_compute_second = "0.0000015"\n', "default.per_compute_second: '0.0000015' does not"),
+        (HEAD + "[default]\nper_compute_second_nanos = 1\n", "default.per_compute_second_nanos: 1 does not divide"),
         (HEAD + "[default]\nper_call_nanos = -5\n", "default.per_call_nanos: -5 must be from 0"),
         (HEAD + '[default]\nper_call = "-0.1"\n', "default.per_call_nanos: -100000000 must be from 0"),
         (HEAD + "[default]\nper_call = 0.1\n", "default.per_call: 0.1 must be decimal text in quotes"),

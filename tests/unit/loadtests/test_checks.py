@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loadtests.checks import check_peer_policy, is_in_files, metric_sum
+import pytest
+
+from loadtests.checks import check_peer_policy, is_in_files, judge_books, metric_sum
 from loadtests.contenders import Contender
 from loadtests.payloads import Body, http_body
 
@@ -75,3 +77,37 @@ def test_a_peer_that_refuses_without_key_passes(tmp_path: Path) -> None:
 def test_a_peer_that_serves_without_key_fails(tmp_path: Path) -> None:
     with _server(is_open=True) as url:
         assert _run(url, tmp_path) == {"key": False, "usage line": True}
+
+
+def _books(*, answered: int, posted: int, voided: int, quarantined: int = 0, lag: int = 0) -> str:
+    return f"""# TYPE tollway_record_wait_seconds histogram
+tollway_record_wait_seconds_count {answered}
+tollway_meter_lag_records {lag}
+tollway_meter_events_total{{fate="posted"}} {posted}
+tollway_meter_events_total{{fate="voided"}} {voided}
+tollway_meter_events_total{{fate="quarantined"}} {quarantined}
+"""
+
+
+def _kept(text: str) -> list[bool]:
+    return [check.is_passed for check in judge_books("tollway_all", text)]
+
+
+def test_calls_whose_caller_had_left_are_voided_and_the_books_are_whole() -> None:
+    assert _kept(_books(answered=100, posted=98, voided=2)) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        (_books(answered=100, posted=97, voided=2), [False, True]),
+        (_books(answered=100, posted=100, voided=2), [False, True]),
+        (_books(answered=100, posted=98, voided=2, lag=1), [False, True]),
+        (_books(answered=2, posted=0, voided=2), [False, True]),
+        (_books(answered=100, posted=99, voided=0, quarantined=1), [False, False]),
+        ("# TYPE x counter\nx 1\n", [False, True]),
+    ],
+    ids=["lost", "posted twice", "waiting", "only voids", "quarantined", "no meter"],
+)
+def test_books_that_are_not_whole_are_found(text: str, kept: list[bool]) -> None:
+    assert _kept(text) == kept

@@ -77,6 +77,28 @@ CREATE TABLE dunning_step (
   at_ns INTEGER NOT NULL, PRIMARY KEY (document_id, n));
 """
 
+#: What `billing.credit_store` and `billing.settlement` keep. A burn may be negative: a month rated again gave it back.
+_CREDIT: Final = """
+CREATE TABLE credit_grant (
+  grant_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, body TEXT NOT NULL, created_ns INTEGER NOT NULL);
+CREATE INDEX credit_grant_by_tenant ON credit_grant (tenant);
+CREATE TABLE credit_burn (
+  burn_id INTEGER PRIMARY KEY, grant_id TEXT NOT NULL REFERENCES credit_grant, month_start_ns INTEGER NOT NULL,
+  amount_nanos INTEGER NOT NULL, at_ns INTEGER NOT NULL);
+CREATE INDEX credit_burn_by_grant ON credit_burn (grant_id);
+CREATE TABLE coupon_redemption (
+  tenant TEXT NOT NULL, code TEXT NOT NULL, body TEXT NOT NULL, redeemed_ns INTEGER NOT NULL,
+  PRIMARY KEY (tenant, code));
+CREATE INDEX coupon_redemption_by_code ON coupon_redemption (code);
+CREATE TABLE month_run (
+  tenant TEXT NOT NULL, start_ns INTEGER NOT NULL, n INTEGER NOT NULL, end_ns INTEGER NOT NULL, body TEXT NOT NULL,
+  at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, start_ns, n));
+CREATE TRIGGER credit_burn_within BEFORE INSERT ON credit_burn
+WHEN NEW.amount_nanos + COALESCE((SELECT SUM(amount_nanos) FROM credit_burn WHERE grant_id = NEW.grant_id), 0)
+  NOT BETWEEN 0 AND (SELECT json_extract(body, '$.amount_nanos') FROM credit_grant WHERE grant_id = NEW.grant_id)
+BEGIN SELECT RAISE(ABORT, 'credit_burn: a grant burns at most what was granted'); END;
+"""
+
 #: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (
@@ -94,6 +116,7 @@ STEPS: Final = (
         ),
     ),
     (2, _PAYMENTS, ("payment_attempt", "payment_result", "dunning_step")),
+    (3, _CREDIT, ("credit_grant", "credit_burn", "coupon_redemption", "month_run")),
 )
 
 

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -220,19 +221,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines for people")
     options = parser.parse_args(arguments)
     try:
-        recipes = _choose(read_recipes(), options.only)
+        known = read_recipes()
+        recipes = _choose(known, options.only)
         results = _run(recipes, options)
     except (BuildError, RecipeError) as error:
         if options.json:
             sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
         sys.stderr.write(f"model build: {error}\n")
         return 1
+    skipped = [] if options.only else [recipe.name for recipe in known if missing_module(recipe)]
     if options.json:
         built = [{"recipe": item.recipe, "built": item.models, "fetched": item.was_fetched} for item in results]
-        sys.stdout.write(json.dumps({"into": str(options.into), "recipes": built}) + "\n")
+        sys.stdout.write(json.dumps({"into": str(options.into), "recipes": built, "skipped": skipped}) + "\n")
     else:
         sys.stdout.writelines(_summary(item) + "\n" for item in results)
+        sys.stdout.writelines(_skip_note(recipe) for recipe in known if recipe.name in skipped)
     return 0
+
+
+def _skip_note(recipe: Recipe) -> str:
+    module = recipe.requires
+    return f"{recipe.name}: left out, {module} is not installed (pip install 'tollway[{module}]')\n"
 
 
 def _choose(recipes: Sequence[Recipe], only: Sequence[str]) -> tuple[Recipe, ...]:
@@ -240,7 +249,12 @@ def _choose(recipes: Sequence[Recipe], only: Sequence[str]) -> tuple[Recipe, ...
     for name in only:
         if name not in known:
             raise BuildError(f"there is no recipe '{name}'; there are {', '.join(sorted(known))}")
-    return tuple(recipe for recipe in recipes if not only or recipe.name in only)
+    return tuple(recipe for recipe in recipes if recipe.name in only or (not only and not missing_module(recipe)))
+
+
+def missing_module(recipe: Recipe) -> str:
+    """The module that a recipe's models need and that is not installed here; empty where they can be served."""
+    return recipe.requires if recipe.requires and find_spec(recipe.requires) is None else ""
 
 
 def _run(recipes: Sequence[Recipe], options: argparse.Namespace) -> tuple[Built, ...]:

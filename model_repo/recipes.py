@@ -78,6 +78,8 @@ class Recipe:
     members: Mapping[str, Member]
     models: tuple[Model, ...]
     digest: str
+    #: A module without which the models cannot be served; empty: none beside the engine's own.
+    requires: str
 
 
 def read_recipes(folder: Path = RECIPES, showcases: Path = SHOWCASES) -> tuple[Recipe, ...]:
@@ -102,6 +104,7 @@ def read_recipe(path: Path, showcases: Path = SHOWCASES) -> Recipe:
         members = {key: _member(value) for key, value in table["members"].items()}
         models = tuple(_model(value, showcases, members) for value in table["models"])
         name, title = _named(table["name"]), str(table["title"])
+        requires = _named(table["requires"]) if "requires" in table else ""
     except KeyError as error:
         raise RecipeError(f"{path.name}: {error.args[0]} is missing") from error
     except (OSError, tomllib.TOMLDecodeError, TypeError, AttributeError, ValueError) as error:
@@ -113,6 +116,7 @@ def read_recipe(path: Path, showcases: Path = SHOWCASES) -> Recipe:
         members=members,
         models=models,
         digest=_digest(text, package, models),
+        requires=requires,
     )
 
 

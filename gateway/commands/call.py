@@ -47,6 +47,7 @@ def call(
     model: Annotated[str, typer.Argument(help="The model, for example ocr.", show_default=False)],
     *,
     image: Annotated[list[Path] | None, typer.Option(help="A PNG or JPEG file. Repeat for more items.")] = None,
+    audio: Annotated[list[Path] | None, typer.Option(help="A sound, as a WAV file. Repeat for more items.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="A text. Repeat for more items.")] = None,
     file: Annotated[list[Path] | None, typer.Option(help="A file's bytes as they are. Repeat for more items.")] = None,
     json: Annotated[
@@ -59,7 +60,7 @@ def call(
     output: Annotated[Shown, typer.Option(help="text for people, json for programs.")] = Shown.TEXT,
 ) -> None:
     """Call a model and show its answer, the charge and what the limits have left."""
-    kind, items = _read_items(image, text, file, json)
+    kind, items = _read_items({"image": image, "audio": audio, "file": file}, text, json)
     settings = {**read_env_file(DEMO_ENV), **os.environ}
     address = url or settings.get(URL_VARIABLE) or DEFAULT_URL
     secret = key or settings.get(KEY_VARIABLE)
@@ -70,18 +71,18 @@ def call(
 
 
 def _read_items(
-    image: Sequence[Path] | None, text: Sequence[str] | None, file: Sequence[Path] | None, json: str | None
+    files: Mapping[str, Sequence[Path] | None], text: Sequence[str] | None, json: str | None
 ) -> tuple[str, list[bytes]]:
     """What is sent and as which kind; exactly one kind may be given."""
-    given = {"image": image, "text": text, "file": file, "json": json}
+    given = {**files, "text": text, "json": json}
     kinds = [kind for kind, value in given.items() if value]
     if len(kinds) != 1:
-        fail("give one of --image FILE, --text TEXT, --file FILE or --json FILE|-")
+        fail("give one of --image FILE, --audio FILE, --text TEXT, --file FILE or --json FILE|-")
     if json:
         return "json", [sys.stdin.buffer.read(FILE_BYTES_MAX) if json == "-" else read_file(Path(json))]
     if text:
         return "text", [item.encode() for item in text]
-    return kinds[0], [read_file(path) for path in (*(image or ()), *(file or ()))]
+    return kinds[0], [read_file(path) for path in files[kinds[0]] or ()]
 
 
 def read_file(path: Path) -> bytes:

@@ -33,6 +33,7 @@ _LENGTH: Final = struct.Struct("<I")
 #: What an input is usually called that takes what the caller gives; the first that the model has is taken.
 _USUAL_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "image": ("IMAGE", "image"),
+    "audio": ("AUDIO", "audio"),
     "text": ("TEXT", "text", "PROMPT", "prompt", "text_input"),
     "file": ("CONTENT", "content", "FILE", "file"),
 }
@@ -77,7 +78,7 @@ def read_inputs(metadata: Any) -> tuple[TensorMeta, ...]:
 
 
 def choose_input(inputs: Sequence[TensorMeta], kind: str, wanted: str | None) -> TensorMeta:
-    """The input for an "image", "text" or "file": the one called `wanted`, else by its usual name, else the only one.
+    """The input for an image, audio, text or file: the one called `wanted`, else by its usual name, else the only one.
 
     Raises:
         OipError: the model has no such input, or needs more than one.

@@ -7,6 +7,7 @@ from typing import Any, Final
 from gateway.commands.oip_client import Output, Scalar
 
 _VALUES_SHOWN_MAX: Final = 12
+_ROWS_SHOWN_MAX: Final = 50
 _CELL_CHARS_MAX: Final = 400
 _MINUTE_S: Final = 60
 
@@ -75,7 +76,8 @@ def outputs_as_lines(outputs: Sequence[Output]) -> Iterator[str]:
             yield f"no rows in {', '.join(column.name for column in columns)}"
     for item in outputs:
         if item not in columns:
-            yield f"{item.name}  {item.datatype}{list(item.shape)}{_glimpse(item)}"
+            # Beside rows of text a table of numbers, such as corners, would only be noise.
+            yield from [_line(item)] if columns else _block(item)
 
 
 def _columns(outputs: Sequence[Output]) -> list[Output]:
@@ -99,6 +101,26 @@ def _cell(value: Scalar) -> str:
         shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
         return shown if len(shown) <= _CELL_CHARS_MAX else shown[:_CELL_CHARS_MAX] + "…"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _block(item: Output) -> Iterator[str]:
+    """Name, type and shape, and a table's rows on lines of their own where they are few and short."""
+    rows = item.shape[0] if len(item.shape) > 1 else 0
+    width = len(item.values) // rows if rows else 0
+    if not (1 < rows <= _ROWS_SHOWN_MAX and 0 < width <= _VALUES_SHOWN_MAX):
+        yield _line(item)
+        return
+    yield _head(item)
+    for start in range(0, len(item.values), width):
+        yield "  " + "  ".join(_cell(value) for value in item.values[start : start + width])
+
+
+def _head(item: Output) -> str:
+    return f"{item.name}  {item.datatype}{list(item.shape)}"
+
+
+def _line(item: Output) -> str:
+    return _head(item) + _glimpse(item)
 
 
 def _glimpse(item: Output) -> str:

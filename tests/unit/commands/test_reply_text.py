@@ -42,6 +42,13 @@ def test_numbers_alone_are_shown_where_they_are_few() -> None:
     assert list(outputs_as_lines([output("y", "FP32", (1, 13), *[0.0] * 13)])) == ["y  FP32[1, 13]"]
 
 
+def test_a_table_of_numbers_is_shown_row_by_row() -> None:
+    table = output("SEGMENT", "FP32", (2, 2), 0.8, 1.65, 4.6, 5.31)
+    assert list(outputs_as_lines([table])) == ["SEGMENT  FP32[2, 2]", "  0.800  1.650", "  4.600  5.310"]
+    assert list(outputs_as_lines([output("y", "FP32", (51, 1), *[0.0] * 51)])) == ["y  FP32[51, 1]"]
+    assert list(outputs_as_lines([output("y", "FP32", (0, 4))])) == ["y  FP32[0, 4]"]
+
+
 def test_text_cannot_steer_the_terminal() -> None:
     (line,) = outputs_as_lines([output("t", "BYTES", (1,), b"\x1b[2J\nred\x07 \xff")])
     assert line == "\\x1b[2J\\x0ared\\x07 \\xff"

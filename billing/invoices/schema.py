@@ -80,7 +80,8 @@ CREATE TABLE dunning_step (
 #: What `billing.credit_store` and `billing.settlement` keep. A burn may be negative: a month rated again gave it back.
 _CREDIT: Final = """
 CREATE TABLE credit_grant (
-  grant_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, body TEXT NOT NULL, created_ns INTEGER NOT NULL);
+  grant_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, amount_nanos INTEGER NOT NULL, body TEXT NOT NULL,
+  created_ns INTEGER NOT NULL);
 CREATE INDEX credit_grant_by_tenant ON credit_grant (tenant);
 CREATE TABLE credit_burn (
   burn_id INTEGER PRIMARY KEY, grant_id TEXT NOT NULL REFERENCES credit_grant, month_start_ns INTEGER NOT NULL,
@@ -95,7 +96,7 @@ CREATE TABLE month_run (
   at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, start_ns, n));
 CREATE TRIGGER credit_burn_within BEFORE INSERT ON credit_burn
 WHEN NEW.amount_nanos + COALESCE((SELECT SUM(amount_nanos) FROM credit_burn WHERE grant_id = NEW.grant_id), 0)
-  NOT BETWEEN 0 AND (SELECT json_extract(body, '$.amount_nanos') FROM credit_grant WHERE grant_id = NEW.grant_id)
+  NOT BETWEEN 0 AND (SELECT amount_nanos FROM credit_grant WHERE grant_id = NEW.grant_id)
 BEGIN SELECT RAISE(ABORT, 'credit_burn: a grant burns at most what was granted'); END;
 """
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from billing import credit_store, settlement
 from billing.invoices import commands, subscriptions
 from billing.invoices.desk import Verb
 from billing.payments import commands as payments
@@ -10,4 +11,10 @@ from billing.payments import commands as payments
 
 def all_verbs() -> Mapping[str, Verb[Any]]:
     """Every command by its name."""
-    return {**commands.VERBS, **subscriptions.VERBS, **payments.VERBS}
+    return {
+        **commands.VERBS,
+        **subscriptions.VERBS,
+        **payments.VERBS,
+        **credit_store.VERBS,
+        **settlement.VERBS,
+    }

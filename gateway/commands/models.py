@@ -3,10 +3,13 @@
 import typer
 
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, open_api
+from gateway.commands.models_tune import tune_
 from gateway.commands.output import print_json, print_table
 
 app = typer.Typer(help="Models, as their backends report them.", no_args_is_help=True)
 COLUMNS = ("name", "version", "state", "reason", "backend")
+
+app.command("tune")(tune_)
 
 
 @app.command("list")

@@ -7,11 +7,12 @@ The record's frame (length, CRC over epoch, sequence and payload, sequence) belo
 is about meaning. Instants are UTC nanoseconds, money is integer nanos (1e-9 of the currency's major unit).
 """
 
-import struct
 from enum import IntEnum
 from typing import Final
 
 import msgspec
+
+from billing.served_template import ServedTemplate
 
 RECORD_VERSION: Final = 1
 
@@ -89,65 +90,11 @@ class Closed(msgspec.Struct, frozen=True, array_like=True, tag="C", kw_only=True
 
 Record = Served | Sent | Ended | Closed
 
-_U64: Final = 0xCF
-#: t_ns, outcome and reason (small: one byte each is their msgpack form), rows, compute, request, reply, charge.
-_NUMBERS: Final = struct.Struct(">BQBBBQBQBQBQBQ")
-
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 
 #: `encode(record) -> bytes`. Never raises for the types above.
 encode = _encoder.encode
-
-
-class ServedTemplate:
-    """Encodes Served records that differ only in what differs from call to call; `decode` reads them like any other.
-
-    Made once per (tenant, key, plan, model, version, price version, currency, protocol) and kept by the writer, since
-    building and encoding the Struct costs 3 µs a call, filling a template 1. Integers take msgpack's widest form.
-    """
-
-    __slots__ = ("_head", "_middle", "_tail")
-
-    def __init__(
-        self,
-        *,
-        tenant: str,
-        key_id: str,
-        plan: str,
-        model: str,
-        model_version: str,
-        price_version: int,
-        currency: str,
-        protocol: int,
-    ) -> None:
-        pack = _encoder.encode
-        middle = (tenant, key_id, plan, model, model_version, price_version)
-        # array of 18, "S", then the bin8 head of the call id.
-        self._head = b"\xdc\x00\x12" + pack("S") + b"\xc4\x10"
-        self._middle = b"".join(map(pack, middle))
-        self._tail = pack(currency) + pack(protocol)
-
-    def encode(  # noqa: PLR0917 - by position: keywords cost as much as the rest of it
-        self,
-        call_id: bytes,
-        t_ns: int,
-        outcome: int,
-        reason: int,
-        rows: int,
-        compute_ns: int,
-        request_bytes: int,
-        reply_bytes: int,
-        charge_nanos: int,
-    ) -> bytes:
-        """The payload of one record. All numbers are >= 0; `call_id` is 16 bytes. Raises struct.error otherwise."""
-        if len(call_id) != 16:
-            raise ValueError("a call id has 16 bytes")
-        numbers = _NUMBERS.pack(
-            _U64, t_ns, outcome, reason, _U64, rows, _U64, compute_ns, _U64, request_bytes, _U64, reply_bytes, _U64,
-            charge_nanos,
-        )  # fmt: skip
-        return b"%b%b%b%b%b" % (self._head, call_id, self._middle, numbers, self._tail)
 
 
 def decode(payload: bytes | memoryview) -> Record:
@@ -158,3 +105,18 @@ def decode(payload: bytes | memoryview) -> Record:
         raise msgspec.DecodeError(f"a text is not UTF-8: {error.reason}") from None
     except RecursionError:
         raise msgspec.DecodeError("nested too deeply") from None
+
+
+__all__ = [
+    "RECORD_VERSION",
+    "Closed",
+    "Ended",
+    "Outcome",
+    "Reason",
+    "Record",
+    "Sent",
+    "Served",
+    "ServedTemplate",
+    "decode",
+    "encode",
+]

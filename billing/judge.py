@@ -7,9 +7,24 @@ Pure. Rating it again with the pinned price version makes a wrong charge a quara
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from billing.amounts import Terms, amount_of
 from billing.events import Outcome, Reason, Served
-from billing.packed import CACHE_MAX, Call, Facts, Packed, served_of
-from billing.rating import CHARGE_NANOS_MAX, PRICING_BY_REASON, Rater, Terms, amount_of
+from billing.packed import (
+    CACHE_MAX,
+    CHARGE_NANOS,
+    COMPUTE_NS,
+    OUTCOME,
+    REASON,
+    REPLY_BYTES,
+    REQUEST_BYTES,
+    ROWS,
+    T_NS,
+    Call,
+    Facts,
+    Packed,
+    served_of,
+)
+from billing.rating import CHARGE_NANOS_MAX, PRICING_BY_REASON, Rater
 
 UNKNOWN_PRICE_VERSION: Final = "price_version_unknown"
 MALFORMED: Final = "malformed"
@@ -83,12 +98,16 @@ class QuickJudge:
         terms = self._terms.get(call.facts) or self._learn(call)
         if terms is None:
             return self._careful(call)
-        _, _, _, _, t_ns, outcome, reason, _, rows, _, compute_ns, _, request, _, reply, _, charge_nanos, _ = (
-            call.fields
-        )
+        fields = call.fields
+        rows: int = fields[ROWS]
+        compute_ns: int = fields[COMPUTE_NS]
+        sizes: int = fields[REQUEST_BYTES] | fields[REPLY_BYTES]
+        charge_nanos: int = fields[CHARGE_NANOS]
         # A template's numbers are never negative; of numbers below a power of two the union is below it as well.
-        if (rows | compute_ns | request | reply) >= UNITS_MAX or t_ns >= T_NS_MAX or charge_nanos > CHARGE_NANOS_MAX:
+        if rows | compute_ns | sizes >= UNITS_MAX or fields[T_NS] >= T_NS_MAX or charge_nanos > CHARGE_NANOS_MAX:
             return self._careful(call)
+        outcome: int = fields[OUTCOME]
+        reason: int = fields[REASON]
         if outcome or reason:
             is_right = charge_nanos == 0 and (outcome, reason) in _FREE
         else:

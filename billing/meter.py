@@ -27,10 +27,10 @@ from billing.ledger.port import LedgerError, LedgerUnavailable
 from billing.ledger.sqlite import SqliteLedger
 from billing.meter_client import SOCKET_NAME
 from billing.meter_socket import MeterSocket
-from billing.packed import Unpacker
 from billing.pricebook import load_price_book
 from billing.pump import Pump
 from billing.rating import PriceError
+from billing.unpacker import Unpacker
 from billing.usagelog.reader import UsageReader
 
 SNAPSHOT_NAME: Final = "snapshot"

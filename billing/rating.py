@@ -7,6 +7,7 @@ from typing import Final, NewType
 
 import msgspec
 
+from billing.amounts import NS_PER_MS, Terms, amount_of, compute_ms
 from billing.events import Outcome, Reason
 
 Nanos = NewType("Nanos", int)
@@ -16,7 +17,6 @@ CHARGE_NANOS_MAX: Final = 10**15
 #: A single price is bounded so that a typing error of six zeros is refused, not billed.
 PRICE_NANOS_MAX: Final = 10**15
 MODELS_MAX: Final = 10_000
-NS_PER_MS: Final = 1_000_000
 
 #: The plan's `pricing` (gateway.snapshot.Plan) → the reason of an OK call under it.
 REASON_BY_PRICING: Final = {
@@ -27,8 +27,6 @@ REASON_BY_PRICING: Final = {
 PRICING_BY_REASON: Final = {reason: pricing for pricing, reason in REASON_BY_PRICING.items()}
 
 Charge = tuple[int, Reason]
-#: Nanos per call, per row, per compute millisecond.
-Terms = tuple[int, int, int]
 
 
 class PriceError(Exception):
@@ -50,22 +48,6 @@ class PriceBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     currency: str
     default: Price
     models: dict[str, Price] = {}
-
-
-def compute_ms(compute_ns: int) -> int:
-    """Whole milliseconds of `compute_ns`, rounded half to even. The only rounding in rating."""
-    ms, rest = divmod(compute_ns, NS_PER_MS)
-    if 2 * rest > NS_PER_MS or (2 * rest == NS_PER_MS and ms & 1):
-        return ms + 1
-    return ms
-
-
-def amount_of(terms: Terms, rows: int, compute_ns: int) -> int:
-    """The list price in nanos of one OK call under `terms`."""
-    per_call, per_row, per_ms = terms
-    if per_ms:
-        return per_call + per_row * rows + per_ms * compute_ms(compute_ns)
-    return per_call + per_row * rows
 
 
 class Rater:

@@ -5,9 +5,8 @@ Then the transaction is rolled back and `post_sorted` looks every event up.
 """
 
 import sqlite3
-from collections.abc import Callable, Sequence
-from itertools import chain
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 from billing.events import Outcome
 from billing.ledger.merkle import LEAF_VERSION, blocks_of, merkle_root
@@ -22,10 +21,24 @@ from billing.ledger.rules import (
     usage_lines,
 )
 from billing.ledger.stored import find_event
-from billing.packed import Facts, Packed, served_of
+from billing.packed import (
+    CALL_ID,
+    CHARGE_NANOS,
+    COMPUTE_NS,
+    OUTCOME,
+    REASON,
+    REPLY_BYTES,
+    REQUEST_BYTES,
+    ROWS,
+    T_NS,
+    Facts,
+    Packed,
+    served_of,
+)
 
-#: log_id, call_id, facet_id, seq, t_ns, rows, compute_ns, request_bytes, reply_bytes, charge_nanos of one event.
-Row = tuple[int, bytes, int, int, int, int, int, int, int, int]
+#: Of each event in turn: log_id, call_id, facet_id, seq, t_ns, rows, compute_ns, request_bytes, reply_bytes,
+#: charge_nanos. Flat, as SQLite takes them: a tuple per event would be made only to be taken apart.
+Values = list[Any]
 _ROW_VALUES: Final = 10
 _ROW_TIME: Final = 4
 
@@ -55,31 +68,36 @@ class _Sorted(NamedTuple):
 
 
 class _Draft(NamedTuple):
-    """One tenant's transaction and the rows of its events, before anything is written."""
+    """One tenant's transaction and the values of its events, before anything is written."""
 
     transaction: Transaction
-    rows: list[Row]
+    values: Values
 
 
-class _Tally(NamedTuple):
-    """The calls of one facet in a batch; the rows are shared by all of a tenant's tallies."""
-
-    facet_id: int
-    facts: Facts
-    outcome: int
-    charges: list[int]
-
-
-class _Group(NamedTuple):
+class _Group:
     """One tenant's part of a batch while it is sorted out."""
 
-    rows: list[Row]
-    records: list[bytes]
-    tallies: list[_Tally]
+    __slots__ = ("records", "tallies", "values")
+
+    def __init__(self) -> None:
+        self.values: Values = []
+        self.records: list[bytes] = []
+        self.tallies: list[_Tally] = []
 
 
-#: facet id, and what appends to a tally's row, record and charge lists.
-_Adders = tuple[int, Callable[[Row], None], Callable[[bytes], None], Callable[[int], None]]
+class _Tally:
+    """The calls of one facet in a batch; values and records are those of its tenant's group."""
+
+    __slots__ = ("charges", "facet_id", "facts", "outcome", "records", "values")
+
+    def __init__(self, group: _Group, facet_id: int, facts: Facts, outcome: int) -> None:
+        self.values = group.values
+        self.records = group.records
+        self.facet_id = facet_id
+        self.facts = facts
+        self.outcome = outcome
+        self.charges: list[int] = []
+
 
 Posted = tuple[tuple[GroupOutcome, ...], list[Conflict]]
 
@@ -121,19 +139,19 @@ def _by_tenant(batch: Batch) -> Groups:
 
 
 def _write(db: sqlite3.Connection, names: Names, drafts: Sequence[_Draft], batch: Batch) -> None:
-    for tx, rows in drafts:
-        _insert_events(db, tx, names.tenant(tx.tenant), rows)
+    for tx, values in drafts:
+        _insert_events(db, tx, names.tenant(tx.tenant), values)
     seal_all(db, names, [tx for tx, _ in drafts])
     _note_endings(db, batch)
 
 
-def _insert_events(db: sqlite3.Connection, tx: Transaction, tenant_id: int, rows: Sequence[Row]) -> None:
+def _insert_events(db: sqlite3.Connection, tx: Transaction, tenant_id: int, values: Values) -> None:
     """Many rows a statement: a quarter cheaper than one by one, and what they share is bound once."""
-    values, at = list(chain.from_iterable(rows)), 0
+    at, count = 0, tx.event_count
     for size, statement in _INSERTS:
-        while len(rows) - at >= size:
+        while count - at >= size:
             part = values[at * _ROW_VALUES : (at + size) * _ROW_VALUES]
-            db.execute(statement, (tenant_id, tx.tx_id, tx.first_event_id + at, *part))
+            db.execute(statement, [tenant_id, tx.tx_id, tx.first_event_id + at, *part])
             at += size
 
 
@@ -166,42 +184,57 @@ def _draft(db: sqlite3.Connection, names: Names, items: Sequence[Item], posted_n
     (tx_id,) = db.execute("SELECT COALESCE(MAX(tx_id), 0) + 1 FROM seal").fetchone()
     drafts: list[_Draft] = []
     for tenant, group in sorted(_sort_out(names, items).items()):
-        drafts.append(_Draft(_transaction(tenant, group, tx_id, event_id, posted_ns), group.rows))
-        tx_id, event_id = tx_id + 1, event_id + len(group.rows)
+        tx = _transaction(tenant, group, tx_id, event_id, posted_ns)
+        drafts.append(_Draft(tx, group.values))
+        tx_id, event_id = tx_id + 1, event_id + tx.event_count
     return drafts
 
 
 def _sort_out(names: Names, items: Sequence[Item]) -> dict[str, _Group]:
-    """The rows, records and sums of `items` by tenant.
+    """The values, records and sums of `items` by tenant.
 
     This loop is most of what a call costs here, so it does no more than it must: one look-up by outcome, reason and
     facts finds the lists to add to, and sums are taken of whole lists.
     """
     groups: dict[str, _Group] = {}
-    adders: dict[int, _Adders] = {}
-    log_id, source_before = 0, None
-    for source, seq, call in items:
+    tallies: dict[int, _Tally] = {}
+    log_id = 0
+    source_before: object = None
+    for item in items:
+        source, call = item[0], item[2]
         if source is not source_before:
             log_id, source_before = names.log(source), source
         packed = call if type(call) is Packed else names.pack(served_of(call))
-        _, call_id, _, _, t_ns, outcome, reason, _, rows, _, compute_ns, _, asked, _, replied, _, charge, _ = (
-            packed.fields
+        fields, facts = packed.fields, packed.facts
+        outcome: int = fields[OUTCOME]
+        reason: int = fields[REASON]
+        key = facts.number | outcome << 7 | reason
+        tally = tallies.get(key)
+        if tally is None:
+            tally = tallies[key] = _open_tally(names, groups, facts, outcome, reason)
+        tally.values.extend(
+            (
+                log_id,
+                fields[CALL_ID],
+                tally.facet_id,
+                item[1],
+                fields[T_NS],
+                fields[ROWS],
+                fields[COMPUTE_NS],
+                fields[REQUEST_BYTES],
+                fields[REPLY_BYTES],
+                fields[CHARGE_NANOS],
+            )
         )
-        key = packed.facts.number | outcome << 7 | reason
-        found = adders.get(key)
-        if found is None:
-            found = adders[key] = _open_tally(names, groups, packed.facts, outcome, reason)
-        facet_id, add_row, add_record, add_charge = found
-        add_row((log_id, call_id, facet_id, seq, t_ns, rows, compute_ns, asked, replied, charge))
-        add_record(packed.payload)
-        add_charge(charge)
+        tally.records.append(packed.payload)
+        tally.charges.append(fields[CHARGE_NANOS])
     return groups
 
 
-def _open_tally(names: Names, groups: dict[str, _Group], facts: Facts, outcome: int, reason: int) -> _Adders:
+def _open_tally(names: Names, groups: dict[str, _Group], facts: Facts, outcome: int, reason: int) -> _Tally:
     group = groups.get(facts.tenant)
     if group is None:
-        group = groups[facts.tenant] = _Group([], [], [])
+        group = groups[facts.tenant] = _Group()
     facet: Facet = (
         facts.key_id,
         facts.plan,
@@ -213,24 +246,25 @@ def _open_tally(names: Names, groups: dict[str, _Group], facts: Facts, outcome: 
         facts.currency,
         facts.protocol,
     )
-    tally = _Tally(names.facet(facet), facts, outcome, [])
+    tally = _Tally(group, names.facet(facet), facts, outcome)
     group.tallies.append(tally)
-    return tally.facet_id, group.rows.append, group.records.append, tally.charges.append
+    return tally
 
 
 def _transaction(tenant: str, group: _Group, tx_id: int, first_event_id: int, posted_ns: int) -> Transaction:
     totals: dict[tuple[str, str], tuple[int, int]] = {}
-    for _, facts, _, charges in group.tallies:
+    for tally in group.tallies:
+        facts, charges = tally.facts, tally.charges
         amount, calls = totals.get((facts.model, facts.currency), (0, 0))
         totals[facts.model, facts.currency] = (amount + sum(charges), calls + len(charges))
-    times = [row[_ROW_TIME] for row in group.rows]
+    times = group.values[_ROW_TIME::_ROW_VALUES]
     return Transaction(
         tx_id=tx_id,
         kind=TX_USAGE,
         tenant=tenant,
         posted_ns=posted_ns,
         first_event_id=first_event_id,
-        event_count=len(group.rows),
+        event_count=len(times),
         ok_count=sum(len(tally.charges) for tally in group.tallies if tally.outcome == Outcome.OK),
         t_min_ns=min(times),
         t_max_ns=max(times),

@@ -16,7 +16,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gateway.monitoring.metrics import DURATION_BOUNDS_S, METRICS, Histogram, WorkerMetrics
+from gateway.monitoring.histograms import DURATION_BOUNDS_S, Histogram, WorkerMetrics
+from gateway.monitoring.metrics import METRICS
 
 _SCRAPE_S: Final = 2.0
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024

@@ -7,15 +7,9 @@ Labels come from bounded sets: `protocol` (http, grpc), `model` (names some back
 from bisect import bisect_left
 from typing import Final
 
-import msgspec
+from gateway.monitoring.histograms import BOUNDS_NS, Histogram, WorkerMetrics
 
-#: Upper bounds of the duration histogram in seconds; the last bucket is +Inf.
-DURATION_BOUNDS_S: Final = (
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
-)  # fmt: skip
-_BOUNDS_NS: Final = tuple(int(bound * 1e9) for bound in DURATION_BOUNDS_S)
 MODELS_MAX: Final = 200
-_BUCKETS: Final = len(_BOUNDS_NS) + 1
 
 #: name → (type, help). Every name here is in docs/metrics.md (a test walks both).
 METRICS: Final = {
@@ -38,35 +32,6 @@ METRICS: Final = {
 }
 
 
-class Histogram(msgspec.Struct):
-    """Counts per bucket (not cumulative) and the sum in nanoseconds."""
-
-    buckets: list[int]
-    sum_ns: int = 0
-
-    @classmethod
-    def empty(cls) -> "Histogram":
-        return cls(buckets=[0] * _BUCKETS)
-
-    def observe_ns(self, duration_ns: int) -> None:
-        self.buckets[bisect_left(_BOUNDS_NS, duration_ns)] += 1
-        self.sum_ns += duration_ns
-
-    def merge(self, other: "Histogram") -> None:
-        self.buckets = [mine + theirs for mine, theirs in zip(self.buckets, other.buckets, strict=True)]
-        self.sum_ns += other.sum_ns
-
-
-class WorkerMetrics(msgspec.Struct):
-    """What one worker hands to the supervisor at a scrape (msgpack). Keys: (protocol, model, code)."""
-
-    calls: dict[str, int]
-    durations: dict[str, Histogram]
-    record_wait: Histogram
-    gauges: dict[str, float]
-    backends: dict[str, float]
-
-
 class CallCounters:
     """The hot side: one `observe` per call. `known_models` bounds the model label."""
 
@@ -82,7 +47,7 @@ class CallCounters:
         cell = self._cells.get((protocol, model, code))
         if cell is None:
             cell = self._new_cell(protocol, model, code)
-        cell.buckets[bisect_left(_BOUNDS_NS, duration_ns)] += 1
+        cell.buckets[bisect_left(BOUNDS_NS, duration_ns)] += 1
         cell.sum_ns += duration_ns
 
     def _new_cell(self, protocol: str, model: str, code: str) -> Histogram:

@@ -7,7 +7,8 @@ from random import Random
 import msgspec
 
 from billing.events import Closed, Ended, Sent, Served, ServedTemplate, decode, encode
-from billing.packed import Packed, Unpacker
+from billing.packed import Packed
+from billing.unpacker import Unpacker
 from billing.usagelog.framing import PAYLOAD_BYTES_MAX, FrameCodec, HeaderState, Stop, decode_header
 from billing.usagelog.reader import Damaged, EpochEnded, UsageReader
 from tests.fuzz.feeding import joined, pieces

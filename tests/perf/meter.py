@@ -21,9 +21,9 @@ from pathlib import Path
 from billing.books import Books
 from billing.events import Sent, ServedTemplate, encode
 from billing.ledger.sqlite import SqliteLedger
-from billing.packed import Unpacker
 from billing.pump import Pump
 from billing.rating import PriceBook, compile_book
+from billing.unpacker import Unpacker
 from billing.usagelog.disk import LocalDisk
 from billing.usagelog.framing import HEADER_BYTES, FrameCodec, encode_header
 from billing.usagelog.reader import Batch, UsageReader

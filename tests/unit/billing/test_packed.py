@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from billing.events import Served, ServedTemplate, decode, encode
 from billing.judge import QuickJudge, Verdict, find_fault
-from billing.packed import AnyRecord, Call, Facts, Packed, Packer, Unpacker, decode_all, served_of
+from billing.packed import AnyRecord, Call, Facts, Packed, Packer, decode_all, served_of
+from billing.unpacker import Unpacker
 from billing.usagelog.framing import PAYLOAD_BYTES_MAX
 from tests.unit.billing.making import BOOK, RATER, call
 

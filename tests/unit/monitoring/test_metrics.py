@@ -3,7 +3,8 @@
 import msgspec
 import pytest
 
-from gateway.monitoring.metrics import DURATION_BOUNDS_S, METRICS, MODELS_MAX, CallCounters, Histogram, WorkerMetrics
+from gateway.monitoring.histograms import DURATION_BOUNDS_S, Histogram, WorkerMetrics
+from gateway.monitoring.metrics import METRICS, MODELS_MAX, CallCounters
 
 
 def bucket_of(duration_ns: int) -> int:

@@ -75,6 +75,39 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
             *_append_only("price_book"),
         ),
     ),
+    Migration(
+        version=4,
+        name="money of plans",
+        statements=(
+            "CREATE TABLE plan_terms (name TEXT NOT NULL, version INTEGER NOT NULL, body TEXT,"
+            " created_ns BIGINT NOT NULL, PRIMARY KEY (name, version))",
+            *_append_only("plan_terms"),
+            "CREATE TABLE agreement (tenant TEXT NOT NULL, n INTEGER NOT NULL, plan TEXT NOT NULL,"
+            " packs INTEGER NOT NULL, since_ns BIGINT NOT NULL, PRIMARY KEY (tenant, n))",
+            "INSERT INTO agreement SELECT tenant, 1, plan, 0, created_ns FROM tenant",
+            *_append_only("agreement"),
+            "CREATE TABLE coupon (code TEXT PRIMARY KEY, body TEXT NOT NULL, created_ns BIGINT NOT NULL)",
+            *_append_only("coupon"),
+        ),
+    ),
+    Migration(
+        version=5,
+        name="webhooks",
+        statements=(
+            "CREATE TABLE webhook_endpoint (endpoint_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, url TEXT NOT NULL,"
+            " events TEXT, generation INTEGER NOT NULL, pepper_version INTEGER NOT NULL, old_until_ns BIGINT,"
+            " is_enabled BOOLEAN NOT NULL, disabled_reason TEXT, failing_since_ns BIGINT, cursor_seq BIGINT NOT NULL,"
+            " created_ns BIGINT NOT NULL)",
+            "CREATE INDEX ix_webhook_endpoint_tenant ON webhook_endpoint (tenant)",
+            "CREATE TABLE webhook_delivery (delivery_id INTEGER PRIMARY KEY AUTOINCREMENT, endpoint_id TEXT NOT NULL,"
+            " event_seq BIGINT NOT NULL, type TEXT NOT NULL, body TEXT NOT NULL, state TEXT NOT NULL,"
+            " attempts INTEGER NOT NULL, next_ns BIGINT NOT NULL, created_ns BIGINT NOT NULL)",
+            "CREATE INDEX ix_webhook_delivery_due ON webhook_delivery (state, next_ns)",
+            "CREATE INDEX ix_webhook_delivery_endpoint ON webhook_delivery (endpoint_id, delivery_id)",
+            "CREATE TABLE webhook_attempt (delivery_id INTEGER NOT NULL, n INTEGER NOT NULL, at_ns BIGINT NOT NULL,"
+            " status INTEGER NOT NULL, detail TEXT NOT NULL, took_ms INTEGER NOT NULL, PRIMARY KEY (delivery_id, n))",
+        ),
+    ),
 )
 
 

@@ -3,19 +3,30 @@
 A tenant names a plan, not a version: a new version holds for all its tenants from the next snapshot on.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
 
+from billing.plans import PlanTerms, decode_terms, encode_terms
 from gateway.control.bodies import PlanBody
 from gateway.control.errors import ControlCode, ControlError, invalid, not_found
+from gateway.control.schema import plan_terms as terms_table
 from gateway.control.schema import plan_version as table
 from gateway.control.views import PlanView, instant
 from gateway.snapshot import Plan
 
 PLANS_MAX: Final = 1_000
 VERSIONS_MAX: Final = 10_000
+
+
+class TermsVersion(NamedTuple):
+    """The money of one plan version; `terms` None: list prices only."""
+
+    version: int
+    created_ns: int
+    terms: PlanTerms | None
+
 
 SEED: Final[tuple[Plan, ...]] = (
     Plan(name="free", version=1, pricing="free", rate_calls=5, burst=10, calls_per_day=1_000),
@@ -40,16 +51,55 @@ def seed_plans(tx: sa.Connection, now_ns: int) -> None:
 
 
 def add_plan(tx: sa.Connection, body: PlanBody, now_ns: int) -> tuple[PlanView | None, PlanView]:
-    """The plan's newest version before and after. Equal values make no new version (then both are the same)."""
+    """The plan's newest version before and after, other limits and the money that it had.
+
+    Equal values make no new version (then both are the same).
+    """
+    return put_plan(tx, body, newest_terms(tx, body.name), now_ns)
+
+
+def put_plan(
+    tx: sa.Connection, body: PlanBody, terms: PlanTerms | None, now_ns: int
+) -> tuple[PlanView | None, PlanView]:
+    """`add_plan` with the plan's money; None: list prices only. Raises ControlError."""
     known = _newest(tx, body.name)
     plan = _plan_of(body, version=1 if known is None else known.version + 1)
-    if known is not None and msgspec.structs.replace(plan, version=known.version) == known:
+    if terms is not None and terms.charges and plan.pricing != "priced":
+        raise invalid(f'plans.{plan.name}.pricing: is {plan.pricing!r}, but has charges: set pricing = "priced"')
+    same_terms = newest_terms(tx, body.name) == terms
+    if known is not None and same_terms and msgspec.structs.replace(plan, version=known.version) == known:
         view = get_plan(tx, body.name)
         return view, view
     _check_limits(tx, plan)
     before = None if known is None else get_plan(tx, body.name)
     _insert(tx, plan, now_ns)
+    text = None if terms is None else encode_terms(terms)
+    tx.execute(terms_table.insert().values(name=plan.name, version=plan.version, body=text, created_ns=now_ns))
     return before, get_plan(tx, body.name)
+
+
+def newest_terms(tx: sa.Connection, name: str) -> PlanTerms | None:
+    """The money of a plan's newest version; None: list prices only."""
+    found = terms_versions(tx, name)
+    return found[-1].terms if found else None
+
+
+def terms_versions(tx: sa.Connection, name: str) -> list[TermsVersion]:
+    """The money of each version that was given any statement about it, oldest first."""
+    query = sa.select(terms_table).where(terms_table.c.name == name).order_by(terms_table.c.version)
+    return [
+        TermsVersion(row["version"], row["created_ns"], None if row["body"] is None else decode_terms(row["body"]))
+        for row in tx.execute(query).mappings()
+    ]
+
+
+def terms_at(tx: sa.Connection, name: str, at_ns: int) -> TermsVersion | None:
+    """The money that a month beginning at `at_ns` is rated by: the newest version then, else the first one ever.
+
+    So a version added later never reprices a month that has begun.
+    """
+    found = terms_versions(tx, name)
+    return next((one for one in reversed(found) if one.created_ns <= at_ns), found[0] if found else None)
 
 
 def get_plan(tx: sa.Connection, name: str) -> PlanView:

@@ -18,14 +18,26 @@ import sqlalchemy as sa
 
 from billing.rating import PriceBook
 from gateway.clock import Clock
+from gateway.control.agreements import current_packs, packed_name, packed_plan
 from gateway.control.attenuation import effective
 from gateway.control.database import Database
 from gateway.control.errors import ControlCode, ControlError
 from gateway.control.keys import live_secrets, load_grants
 from gateway.control.peppers import Peppers
 from gateway.control.plans import current_plans
+from gateway.control.prices import current_book
 from gateway.control.schema import api_key, counter, tenant
-from gateway.snapshot import Backend, Key, Secret, Snapshot, Tenant, read_snapshot, touch_heartbeat, write_snapshot
+from gateway.snapshot import (
+    Backend,
+    Key,
+    Plan,
+    Secret,
+    Snapshot,
+    Tenant,
+    read_snapshot,
+    touch_heartbeat,
+    write_snapshot,
+)
 
 VERSION_COUNTER: Final = "snapshot_version"
 _log = logging.getLogger("tollway.control")
@@ -110,14 +122,16 @@ class Publisher:
 
     def _build(self, tx: sa.Connection, version: int) -> Snapshot:
         now_ns = self._clock.wall_ns()
+        plans = current_plans(tx)
+        tenants, packed = _with_packs(tx, _tenants(tx), {plan.name: plan for plan in plans})
         return Snapshot(
             version=version,
             created_ns=now_ns,
             keys=tuple(_keys(tx, now_ns)),
-            tenants=tuple(_tenants(tx)),
-            plans=tuple(current_plans(tx)),
+            tenants=tuple(tenants),
+            plans=(*plans, *(packed_plan(tx, base, packs) for base, packs in packed)),
             backends=self._backends,
-            prices=self._prices,
+            prices=current_book(tx, self._prices),
             peppers=dict(self._peppers.by_version),
         )
 
@@ -181,3 +195,18 @@ def _tenants(tx: sa.Connection) -> list[Tenant]:
         )
         for row in rows
     ]
+
+
+def _with_packs(
+    tx: sa.Connection, tenants: list[Tenant], plans: dict[str, Plan]
+) -> tuple[list[Tenant], list[tuple[Plan, int]]]:
+    """Tenants with QPS packs are published under a plan of their own, "name+packs", that holds the raised limits."""
+    packs = current_packs(tx)
+    published, needed = [], {}
+    for one in tenants:
+        count = packs.get(one.tenant, 0)
+        if count:
+            needed[one.plan, count] = (plans[one.plan], count)
+            one = msgspec.structs.replace(one, plan=packed_name(one.plan, count))  # noqa: PLW2901 - the published form of it
+        published.append(one)
+    return published, [needed[key] for key in sorted(needed)]

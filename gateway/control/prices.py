@@ -8,7 +8,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from billing.pricebook import default_price_book, encode_price_book, load_price_book
+from billing.pricebook import decode_price_book, default_price_book, encode_price_book, load_price_book
 from billing.rating import PriceBook, PriceError
 from gateway.control.schema import price_book, tenant
 from gateway.control.views import PricesView, PriceView
@@ -36,6 +36,24 @@ def adopt_prices(tx: sa.Connection, book: PriceBook, backends: tuple[Backend, ..
         raise SettingsError(f"price book: version {book.version} was used with other prices: raise its version")
     _check_currency(tx, book)
     _check_compute(book, backends)
+
+
+def current_book(tx: sa.Connection, at_start: PriceBook) -> PriceBook:
+    """The book in force: the highest version that was ever given, at a start or by `tollway prices apply`."""
+    text = tx.execute(sa.select(price_book.c.body).order_by(price_book.c.version.desc()).limit(1)).scalar_one_or_none()
+    return at_start if text is None else decode_price_book(text)
+
+
+def find_book(tx: sa.Connection, version: int) -> PriceBook | None:
+    """The book of one version."""
+    text = tx.execute(sa.select(price_book.c.body).where(price_book.c.version == version)).scalar_one_or_none()
+    return None if text is None else decode_price_book(text)
+
+
+def list_books(tx: sa.Connection, *, limit: int) -> list[tuple[PriceBook, int]]:
+    """(book, when it was given), newest version first."""
+    rows = tx.execute(sa.select(price_book).order_by(price_book.c.version.desc()).limit(limit)).mappings()
+    return [(decode_price_book(row["body"]), row["created_ns"]) for row in rows]
 
 
 def prices_view(book: PriceBook) -> PricesView:

@@ -43,7 +43,9 @@ def get_tenant(registry: TheRegistry, tenant: Name) -> TenantView:
 @router.post("/tenants/{tenant}/plan", tags=["tenants"])
 def set_plan(registry: TheRegistry, actor: Actor, tenant: Name, body: SetPlanBody) -> TenantView:
     """Put a tenant on another plan, from the next call on."""
-    return registry.change(actor, "tenant.set_plan", lambda tx, _: _tenant(tenants.set_plan(tx, tenant, body.plan)))
+    return registry.change(
+        actor, "tenant.set_plan", lambda tx, now_ns: _tenant(tenants.set_plan(tx, tenant, body.plan, now_ns))
+    )
 
 
 @router.post("/tenants/{tenant}/suspend", tags=["tenants"])

@@ -29,6 +29,36 @@ plan_version = sa.Table(
     sa.Column("created_ns", sa.BigInteger, nullable=False),
 )
 
+#: The money of a plan version: canonical JSON of a `billing.plans.PlanTerms`, or NULL for list prices only.
+plan_terms = sa.Table(
+    "plan_terms",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True),
+    sa.Column("body", sa.Text),
+    sa.Column("created_ns", sa.BigInteger, nullable=False),
+)
+
+#: Append-only: the plan and the number of QPS packs of a tenant from `since_ns` until the next row's.
+agreement = sa.Table(
+    "agreement",
+    metadata,
+    sa.Column("tenant", sa.Text, primary_key=True),
+    sa.Column("n", sa.Integer, primary_key=True),
+    sa.Column("plan", sa.Text, nullable=False),
+    sa.Column("packs", sa.Integer, nullable=False),
+    sa.Column("since_ns", sa.BigInteger, nullable=False),
+)
+
+#: Never updated: `body` is the canonical JSON of a `billing.coupons.Coupon`.
+coupon = sa.Table(
+    "coupon",
+    metadata,
+    sa.Column("code", sa.Text, primary_key=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("created_ns", sa.BigInteger, nullable=False),
+)
+
 api_key = sa.Table(
     "api_key",
     metadata,
@@ -109,4 +139,47 @@ counter = sa.Table(
     metadata,
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+#: No secret: it follows from the pepper, the id and the generation. `cursor_seq` is the last event taken over.
+webhook_endpoint = sa.Table(
+    "webhook_endpoint",
+    metadata,
+    sa.Column("endpoint_id", sa.Text, primary_key=True),
+    sa.Column("tenant", sa.Text, nullable=False, index=True),
+    sa.Column("url", sa.Text, nullable=False),
+    sa.Column("events", sa.Text),
+    sa.Column("generation", sa.Integer, nullable=False),
+    sa.Column("pepper_version", sa.Integer, nullable=False),
+    sa.Column("old_until_ns", sa.BigInteger),
+    sa.Column("is_enabled", sa.Boolean, nullable=False),
+    sa.Column("disabled_reason", sa.Text),
+    sa.Column("failing_since_ns", sa.BigInteger),
+    sa.Column("cursor_seq", sa.BigInteger, nullable=False),
+    sa.Column("created_ns", sa.BigInteger, nullable=False),
+)
+
+webhook_delivery = sa.Table(
+    "webhook_delivery",
+    metadata,
+    sa.Column("delivery_id", sa.Integer, primary_key=True),
+    sa.Column("endpoint_id", sa.Text, nullable=False),
+    sa.Column("event_seq", sa.BigInteger, nullable=False),
+    sa.Column("type", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("next_ns", sa.BigInteger, nullable=False),
+    sa.Column("created_ns", sa.BigInteger, nullable=False),
+)
+
+webhook_attempt = sa.Table(
+    "webhook_attempt",
+    metadata,
+    sa.Column("delivery_id", sa.Integer, primary_key=True),
+    sa.Column("n", sa.Integer, primary_key=True),
+    sa.Column("at_ns", sa.BigInteger, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("detail", sa.Text, nullable=False),
+    sa.Column("took_ms", sa.Integer, nullable=False),
 )

@@ -15,7 +15,7 @@ from gateway.control.guard import Failures
 from gateway.control.peppers import Peppers, load_peppers, write_private
 from gateway.control.plans import seed_plans
 from gateway.control.policy import Publisher
-from gateway.control.prices import adopt_prices
+from gateway.control.prices import adopt_prices, current_book
 from gateway.control.registry import Registry
 from gateway.control.tokens import BOOTSTRAP_FILE, AdminTokens, bootstrap, has_secrets, load_tokens
 from gateway.errors import SettingsError
@@ -84,6 +84,7 @@ def _build(
     _prepare(data_dir, database, peppers, prices=prices, backends=backends, now_ns=clock.wall_ns())
     with database.read() as tx:
         tokens.replace(load_tokens(tx))
+        prices = current_book(tx, prices)
     publisher = Publisher(
         data_dir=data_dir, database=database, clock=clock, peppers=peppers, prices=prices, backends=backends
     )

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from gateway.control.agreements import agree
 from gateway.control.bodies import TenantBody
 from gateway.control.errors import ControlCode, ControlError, conflict, invalid, not_found
 from gateway.control.plans import require_plan
@@ -43,12 +44,16 @@ def create_tenant(tx: sa.Connection, body: TenantBody, *, book_currency: str, no
             created_ns=now_ns,
         )
     )
+    agree(tx, body.tenant, body.plan, 0, now_ns)
     return Changed(before=None, after=get_tenant(tx, body.tenant))
 
 
-def set_plan(tx: sa.Connection, name: str, plan: str) -> Changed:
+def set_plan(tx: sa.Connection, name: str, plan: str, now_ns: int, *, packs: int = 0) -> Changed:
+    """Another plan, with `packs` QPS packs of it, from now on. Raises ControlError."""
     require_plan(tx, plan)
-    return _update(tx, name, plan=plan)
+    changed = _update(tx, name, plan=plan)
+    agree(tx, name, plan, packs, now_ns)
+    return changed
 
 
 def set_suspended(tx: sa.Connection, name: str, *, is_suspended: bool) -> Changed:

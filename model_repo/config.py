@@ -131,6 +131,7 @@ class ModelConfig:
     batching: DynamicBatching | None
     queue: QueuePolicy
     instances: int
+    is_decoupled: bool
     steps: tuple[EnsembleStep, ...]
     warmups: tuple[Warmup, ...]
     versions: VersionPolicy
@@ -191,6 +192,7 @@ def check_config(message: Any) -> ModelConfig:
         batching=_batching(message, rows_max),
         queue=_queue(message.dynamic_batching.default_queue_policy),
         instances=_instances(message, platform),
+        is_decoupled=_is_decoupled(message, platform),
         steps=steps,
         warmups=tuple(_warmup(sample, rows_max, inputs) for sample in message.model_warmup),
         versions=_versions(message.version_policy),
@@ -335,6 +337,13 @@ def _instances(message: Any, platform: Platform) -> int:
             raise ConfigError(f"instance_group.kind: {kind} is not served here; use KIND_CPU")
         total += _bounded("instance_group.count", group.count or 1, 1, _INSTANCES_MAX)
     return _bounded("instance_group.count (all groups)", total, 0, _INSTANCES_MAX)
+
+
+def _is_decoupled(message: Any, platform: Platform) -> bool:
+    is_decoupled = bool(message.model_transaction_policy.decoupled)
+    if is_decoupled and platform != "python":
+        raise ConfigError("model_transaction_policy.decoupled: only a Python model can send many responses")
+    return is_decoupled
 
 
 def _steps(message: Any, platform: Platform) -> tuple[EnsembleStep, ...]:

@@ -25,6 +25,7 @@ _USED: Final[dict[str, frozenset[str]]] = {
             "version_policy",
             "parameters",
             "default_model_filename",
+            "model_transaction_policy",
         }
     ),
     "ModelInput": frozenset({"name", "data_type", "dims", "reshape", "optional"}),

@@ -5,7 +5,7 @@ their own (Triton's reserved names) are read here once and are not among `Contex
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.errors import Code, TollwayError
@@ -51,6 +51,10 @@ class Context:
     def flags(self) -> int:
         """Triton's request flags: 1 a sequence starts, 2 it ends."""
         return SEQUENCE_START * self.is_start | SEQUENCE_END * self.is_end
+
+    def of_step(self) -> "Context":
+        """For a step of an ensemble, whose outputs are others."""
+        return replace(self, requested=()) if self.requested else self
 
 
 EMPTY: Final = Context()

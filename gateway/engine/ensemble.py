@@ -90,7 +90,7 @@ class Ensemble:
             signature=accepted.signature,
             deadline_ns=work.deadline_ns,
             nbytes=accepted.nbytes,
-            context=work.context,
+            context=work.context.of_step(),
         )
         own.owner = work
         progress.running[own] = step

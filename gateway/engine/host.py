@@ -1,13 +1,27 @@
 """Owns what the models of one engine share: loop, clock, threads, and which Python code may run."""
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.clock import Clock
+from gateway.engine.python_calls import Callee
 from gateway.engine.python_process import DEFAULT_LIMITS, PythonLimits
 from gateway.engine.threads import BatchThreads, Done, Task
+from gateway.errors import Code, TollwayError
+
+
+class Directory:
+    """How Python models find the models that they call; the registry sets `find`."""
+
+    def __init__(self) -> None:
+        self.find: Callable[[str, str], Callee] = _find_nothing
+
+
+def _find_nothing(name: str, _version: str) -> Callee:
+    raise TollwayError(Code.MODEL_NOT_FOUND, f"model '{name[:200]}' is not found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +36,7 @@ class Host:
     python_allowed: tuple[Path, ...] = ()
     python_limits: PythonLimits = DEFAULT_LIMITS
     intra_op_threads: int = 1
+    directory: Directory = field(default_factory=Directory)
 
 
 class PoolPlace:

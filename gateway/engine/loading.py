@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gateway.engine.batcher import QUEUE_REQUESTS_MAX, Batcher, Place, QueueLimits
+from gateway.engine.batcher import QUEUE_REQUESTS_MAX, Batcher, Dispatcher, Place, QueueLimits
 from gateway.engine.ensemble import Ensemble, Step
 from gateway.engine.host import Host, PoolPlace
 from gateway.engine.interface import Accepted, Interface
 from gateway.engine.messages import message_json
 from gateway.engine.plan import PlanConfig
+from gateway.engine.python_instance import WINDOW
 from gateway.engine.python_model import PythonModel
 from gateway.engine.python_process import PythonLimits, PythonProcess
 from gateway.engine.runner import Runner, TensorRunner
@@ -103,11 +104,21 @@ async def load_python_version(source: Source, host: Host) -> Loaded:
         "model_name": config.name,
     }
     python = PythonModel(
-        lambda: PythonProcess(path, arguments, source.interface, limits),
+        lambda events, executor: PythonProcess(path, config.name, limits, events, executor),
         source.interface,
         config.instances or 1,
         host.loop,
-        host.clock,
+        clock=host.clock,
+        statistics=source.statistics,
+        arguments={
+            "arguments": arguments,
+            "outputs": [spec.name for spec in config.outputs],
+            "is_decoupled": config.is_decoupled,
+            "window": WINDOW,
+        },
+        find_model=host.directory.find,
+        limits=limits,
+        is_decoupled=config.is_decoupled,
     )
     try:
         await python.start()
@@ -119,7 +130,7 @@ async def load_python_version(source: Source, host: Host) -> Loaded:
         # The engine is told to stop: a step that is still starting must not keep it.
         python.close()
         raise
-    batcher = _batcher(source, python, python, host)
+    batcher = _batcher(source, python, python, host, dispatcher=python)
     return Loaded(servable=batcher, batcher=batcher, python=python, close=python.aclose)
 
 
@@ -220,7 +231,9 @@ def _file(source: Source) -> Path:
     return path
 
 
-def _batcher(source: Source, runner: Runner, place: Place, host: Host) -> Batcher:
+def _batcher(
+    source: Source, runner: Runner, place: Place, host: Host, *, dispatcher: Dispatcher | None = None
+) -> Batcher:
     config = source.config
     batching = config.batching
     plan_config = PlanConfig(is_batching=False)
@@ -245,6 +258,7 @@ def _batcher(source: Source, runner: Runner, place: Place, host: Host) -> Batche
         statistics=source.statistics,
         loop=host.loop,
         clock=host.clock,
+        dispatcher=dispatcher,
     )
 
 

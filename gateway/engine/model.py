@@ -67,6 +67,11 @@ class ModelVersion:
         return State.UNAVAILABLE if self.state is State.READY and not self.is_ready else self.state
 
     @property
+    def is_decoupled(self) -> bool:
+        """Whether one request may have any number of responses."""
+        return self.config.is_decoupled
+
+    @property
     def runtime(self) -> str:
         """What runs it: library, version, providers or device; empty for Python steps and ensembles."""
         return self._loaded.description if self._loaded is not None else ""
@@ -117,6 +122,8 @@ class ModelVersion:
             version = find_step(step)
             if version._loaded is None:
                 raise RepositoryError(f"ensemble step '{step.model}': {version.reason or 'is not loaded'}")
+            if version.is_decoupled:
+                raise RepositoryError(f"ensemble step '{step.model}': a decoupled model cannot be a step")
             return version.interface, version._loaded.servable
 
         return await load_ensemble_version(self._source, host, ready_step)

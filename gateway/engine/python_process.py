@@ -1,26 +1,28 @@
-"""Owns one Python step's process as its parent sees it: start, one call at a time, and its end, whatever ends it.
+"""Owns one Python model instance's process as its parent sees it: start, frames both ways, and whatever ends it.
 
-Blocking: used from an executor's thread. The child gets a scrubbed environment, no descriptor but its socket, memory
-and time limits, and where the engine is root another user, if that user can read what Python needs.
+One thread reads; frames leave from any thread, at once where they fit into the socket's buffer, else on the model's
+executor. The child gets a scrubbed environment, no descriptor but its socket, memory and time limits, and where the
+engine is root another user, if that user can read what Python needs.
 """
 
+import contextlib
 import logging
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import gateway
-from gateway.engine.frames import FrameError, receive_frame, send_frame
-from gateway.engine.interface import Interface
-from gateway.engine.tensors import Array, from_raw, to_raw
-from gateway.engine.work import Feeds
-from gateway.errors import Code, TollwayError
+from gateway.engine.frames import SHARED_BYTES_MIN, Blob, Frame, FrameError, receive_frame
 from model_repo.errors import RepositoryError
 
 _LOG: Final = logging.getLogger("tollway.engine")
@@ -29,8 +31,6 @@ _STOP_S: Final = 2.0
 _BOOT: Final = (
     "import sys; sys.path[:0] = sys.argv[2:]; from gateway.engine.python_child import main; main(sys.argv[1:2])"
 )
-#: pb_utils.TritonError codes that are the caller's fault or the model's momentary state; others are backend faults.
-_TRITON_CODES: Final = {2: Code.BAD_REQUEST, 3: Code.INVALID_TENSOR, 4: Code.OVERLOADED, 5: Code.NOT_IMPLEMENTED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,166 +45,188 @@ class PythonLimits:
 DEFAULT_LIMITS: Final = PythonLimits()
 
 
-class StepEnded(Exception):
-    """The process is gone; `reason` says how, safe to show."""
+class Events(Protocol):
+    """Who hears of a process; called on its reading thread."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def on_frame(self, process: "PythonProcess", head: dict[str, Any], blob: memoryview) -> None:
+        """Raises: KeyError, TypeError, ValueError: the frame makes no sense; the process is ended."""
+
+    def on_end(self, process: "PythonProcess", reason: str) -> None:
+        """It is gone, once, after it had started; `reason` is safe to show."""
 
 
 class PythonProcess:
-    """A step's process. Not thread-safe but for `kill`: one call at a time."""
+    """A process. `start` blocks; afterwards all methods return at once."""
 
-    def __init__(self, file: Path, arguments: dict[str, str], interface: Interface, limits: PythonLimits) -> None:
-        """Start the process; the step is usable after `start`."""
+    def __init__(self, file: Path, model: str, limits: PythonLimits, events: Events, executor: Executor) -> None:
+        """Start the process; it is usable after `start`. It dies with the thread that called this."""
         self._file = file
-        self._arguments = arguments
-        self._interface = interface
+        self._model = model
         self._limits = limits
-        self._model = interface.model
+        self._events = events
+        self._executor = executor
+        self._lock = threading.Lock()
+        self._outgoing: deque[tuple[Frame | None, dict[str, Any], Blob | None, Callable[[], object]]] = deque()
+        self._is_sending = False
+        self._is_closing = False
+        self._is_started = False
+        self._has_ended = False
+        self._kill_reason = ""
+        self._started: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._reader: threading.Thread | None = None
         self._sock, theirs = socket.socketpair()
         with theirs:
-            self._process = _spawn(theirs, file)
-
-    def start(self) -> None:
-        """Block until the step is initialised.
-
-        Raises:
-            RepositoryError: it raises, ends, or takes too long; the process is gone.
-        """
-        limits = self._limits
-        start = {
-            "file": str(self._file),
-            "arguments": self._arguments,
-            "outputs": [spec.name for spec in self._interface.outputs],
-            "memory_bytes_max": limits.memory_bytes_max,
-        }
-        name = self._file.name
-        try:
-            self._sock.settimeout(limits.start_s)
-            send_frame(self._sock, start, ())
-            head, _ = receive_frame(self._sock)
-        except (OSError, FrameError) as error:
-            ended = self._end("did not start in time" if isinstance(error, TimeoutError) else "ended while starting")
-            raise RepositoryError(f"{name}: {ended.reason}") from error
-        if not head.get("ok"):
-            self.close()
-            _LOG.error("python_step_refused model=%s detail=%s", self._model, head.get("detail"))
-            raise RepositoryError(f"{name}: raised {_type_name(head)} while loading; see the engine's log")
-        self._sock.settimeout(limits.call_s)
+            try:
+                self._process = _spawn(theirs, file)
+            except BaseException:
+                self._sock.close()
+                raise
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def call(self, feeds: Sequence[Feeds], rows: Sequence[int]) -> list[list[Array] | TollwayError]:
-        """One batch; a fault per request where the step or its outputs are at fault.
+    def start(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Block until the process has done what `arguments` ask for; returns its answer.
 
         Raises:
-            StepEnded: the process crashed, hung, ran out of memory or broke the protocol; it is gone now.
+            RepositoryError: it raises, ends, or takes too long; the process is gone.
         """
-        requests = []
-        blobs: list[bytes | memoryview] = []
-        for own in feeds:
-            described = []
-            for spec in self._interface.inputs:
-                if spec.name in own:
-                    data = to_raw(own[spec.name])
-                    described.append([spec.name, spec.datatype, list(own[spec.name].shape), len(data)])
-                    blobs.append(data)
-            requests.append(described)
+        self._reader = threading.Thread(target=self._read, name=f"python-{self._model}", daemon=True)
+        self._reader.start()
+        start = {"file": str(self._file), "memory_bytes_max": self._limits.memory_bytes_max, **arguments}
+        self.post(start)
+        name = self._file.name
         try:
-            send_frame(self._sock, {"requests": requests}, blobs)
-            head, blob = receive_frame(self._sock)
-            if head.get("ok"):
-                return self._results(head["responses"], blob, rows)
-        except TimeoutError as error:
-            raise self._end(f"did not answer within {self._limits.call_s:g} s") from error
-        except (OSError, FrameError, KeyError, TypeError, ValueError) as error:
-            raise self._end("ended") from error
-        return self._raised(head, len(feeds))
+            head = self._started.get(timeout=self._limits.start_s)
+        except queue.Empty as error:
+            self.close(is_orderly=False)
+            raise RepositoryError(f"{name}: did not start in time") from error
+        if head is None:
+            reason = f"ended while starting{self._status()}"
+            self.close()
+            raise RepositoryError(f"{name}: {reason}")
+        if not head.get("ok"):
+            self.close()
+            _LOG.error("python_model_refused model=%s detail=%s", self._model, head.get("detail"))
+            raise RepositoryError(f"{name}: raised {type_name(head)} while loading; see the engine's log")
+        with self._lock:
+            self._is_started = True
+            has_ended = self._has_ended
+        if has_ended:
+            reason = f"ended after its start{self._status()}"
+            self.close()
+            raise RepositoryError(f"{name}: {reason}")
+        return head
 
-    def _raised(self, head: dict[str, Any], count: int) -> list[list[Array] | TollwayError]:
-        _LOG.error("python_step_raised model=%s detail=%s", self._model, head.get("detail"))
-        if head.get("type") == "MemoryError":
-            raise self._end("ran out of memory")
-        message = f"model '{self._model}' raised {_type_name(head)}"
-        return [TollwayError(Code.BACKEND_FAULT, message)] * count
+    def post(self, head: dict[str, Any], blob: Blob | None = None, on_unsent: Callable[[], object] = bool) -> None:
+        """Send a frame; `on_unsent` is called, on any thread, if it is too large. That a process is gone, `Events` hear.
 
-    def _results(
-        self, responses: list[dict[str, Any]], blob: memoryview, rows: Sequence[int]
-    ) -> list[list[Array] | TollwayError]:
-        """What the child says is checked like a caller's: sizes, types, shapes, names."""
-        results: list[list[Array] | TollwayError] = []
-        offset = 0
-        for response, own_rows in zip(responses, rows, strict=True):
-            if "error" in response:
-                code = _TRITON_CODES.get(response["code"], Code.BACKEND_FAULT)
-                results.append(TollwayError(code, str(response["error"])))
-                continue
-            arrays = {}
-            for name, datatype, shape, size in response["outputs"]:
-                arrays[name] = (datatype, shape, blob[offset : offset + size])
-                offset += size
-            results.append(self._outputs(arrays, own_rows))
-        return results
+        What lies in `blob` must stay unchanged until it has been answered.
+        """
+        with self._lock:
+            frame: Frame | None = None
+            if not self._outgoing and not self._is_sending and (blob is None or blob.size < SHARED_BYTES_MIN):
+                try:
+                    frame = Frame(head, blob)
+                    if frame.write(self._sock, is_waiting=False):
+                        return
+                except OSError:
+                    return
+                except FrameError:
+                    self._executor.submit(on_unsent)
+                    return
+            self._outgoing.append((frame, head, blob, on_unsent))
+            if self._is_sending:
+                return
+            self._is_sending = True
+        # After the end of the model there is no executor, and nobody who waits for the frame.
+        with contextlib.suppress(RuntimeError):
+            self._executor.submit(self._drain)
 
-    def _outputs(self, arrays: dict[str, tuple[str, list[int], memoryview]], rows: int) -> list[Array] | TollwayError:
-        outputs: list[Array] = []
-        for position, spec in enumerate(self._interface.outputs):
-            if spec.name not in arrays:
-                return self._fault(f"returned no output '{spec.name}'")
-            datatype, shape, data = arrays[spec.name]
-            # numpy has no BF16: steps return its bits.
-            if datatype != spec.datatype and (datatype, spec.datatype) != ("UINT16", "BF16"):
-                return self._fault(f"returned output '{spec.name}' as {datatype}, configured is {spec.datatype}")
+    def _drain(self) -> None:
+        """Send what did not leave at once, blocking this thread."""
+        while True:
+            with self._lock:
+                if not self._outgoing:
+                    self._is_sending = False
+                    return
+                frame, head, blob, on_unsent = self._outgoing.popleft()
             try:
-                array = from_raw(spec.name, spec.datatype, tuple(shape), data)
-            except TollwayError as error:
-                return self._fault(error.message)
-            fault = self._interface.find_output_fault(position, array, rows)
-            if fault is not None:
-                return self._fault(fault)
-            outputs.append(array)
-        return outputs
+                frame = frame or Frame(head, blob)
+            except (FrameError, OSError) as error:
+                _LOG.error("python_frame_refused model=%s reason=%s", self._model, error)
+                on_unsent()
+                continue
+            # A process that is gone is the reading thread's to tell.
+            with contextlib.suppress(OSError), contextlib.closing(frame):
+                frame.write(self._sock)
 
-    def _fault(self, reason: str) -> TollwayError:
-        return TollwayError(Code.BACKEND_FAULT, f"model '{self._model}': {reason}")
+    def _read(self) -> None:
+        try:
+            while True:
+                head, blob = receive_frame(self._sock)
+                if "ok" in head and "say" not in head:
+                    self._started.put(head)
+                else:
+                    self._events.on_frame(self, head, blob)
+                # What a frame holds goes now, not when the next one comes.
+                del head, blob
+        except (OSError, FrameError):
+            reason = "ended"
+        except (KeyError, TypeError, ValueError, AttributeError):
+            _LOG.exception("python_frame_senseless model=%s", self._model)
+            reason = "broke the protocol"
+        self._started.put(None)
+        with self._lock:
+            self._has_ended = True
+            if self._is_closing or not self._is_started:
+                return
+        reason = (self._kill_reason or reason) + self._status()
+        _LOG.error("python_model_ended model=%s pid=%d reason=%s", self._model, self._process.pid, reason)
+        self._events.on_end(self, reason)
 
-    def _end(self, reason: str) -> StepEnded:
-        """Make sure that the process is gone, and say how it ended."""
-        self._sock.close()
+    def _status(self) -> str:
+        """Make sure that the process is gone, and say how it ended by itself."""
         try:
             # An end by itself (crash, exit) has a status of its own worth telling.
             status = self._process.wait(0.2)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            status = 0
-        if status < 0:
-            reason = f"{reason} (by {signal.Signals(-status).name})"
-        elif status > 0:
-            reason = f"{reason} (exit status {status})"
-        _LOG.error("python_step_ended model=%s pid=%d reason=%s", self._model, self._process.pid, reason)
-        return StepEnded(reason)
+            return ""
+        if status < 0 and not self._kill_reason:
+            return f" (by {signal.Signals(-status).name})"
+        return f" (exit status {status})" if status > 0 else ""
 
-    def close(self) -> None:
-        """Hang up, wait for `finalize`, and kill what does not go. Idempotent."""
-        self._sock.close()
+    def close(self, *, is_orderly: bool = True) -> None:
+        """Hang up, wait for `finalize` if `is_orderly`, and kill what does not go. Blocks. Idempotent."""
+        self._is_closing = True
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
         try:
-            self._process.wait(_STOP_S)
+            self._process.wait(_STOP_S if is_orderly else 0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        if self._reader is not None and self._reader is not threading.current_thread():
+            self._reader.join()
+        self._sock.close()
+        with self._lock:
+            for frame, *_ in self._outgoing:
+                if frame is not None:
+                    frame.close()
+            self._outgoing.clear()
 
-    def kill(self) -> None:
-        """End the process at once, from any thread; a call under way then raises `StepEnded`."""
+    def kill(self, reason: str = "was killed") -> None:
+        """End the process at once, from any thread; `Events.on_end` follows with `reason`."""
+        self._kill_reason = self._kill_reason or reason
         if self._process.poll() is None:
             self._process.kill()
 
 
-def _type_name(head: dict[str, Any]) -> str:
+def type_name(head: dict[str, Any]) -> str:
+    """The exception's type that a frame names, if it is a name."""
     name = str(head.get("type", ""))
     return name if name.isidentifier() and len(name) <= 80 else "an error"
 
@@ -213,7 +235,7 @@ def _spawn(theirs: socket.socket, file: Path) -> "subprocess.Popen[bytes]":
     root = Path(gateway.__file__).parents[1]
     stub = root / "gateway" / "engine" / "pystub"
     descriptor = theirs.fileno()
-    # -I: neither the working directory nor the user's site-packages nor PYTHON* settings reach the step.
+    # -I: neither the working directory nor the user's site-packages nor PYTHON* settings reach the model.
     command = [sys.executable, "-I", "-c", _BOOT, str(descriptor), str(root), str(stub)]
     identity: dict[str, Any] = {}
     if os.geteuid() == 0:

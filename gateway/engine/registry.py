@@ -24,6 +24,7 @@ class Registry:
         # Absolute: a step's process has another working directory.
         self._repositories = tuple(root.absolute() for root in repositories)
         self._host = host
+        host.directory.find = self.get
         self._models: dict[str, dict[int, ModelVersion]] = {}
         #: Name → why there is no version of it.
         self._refused: dict[str, str] = {}

@@ -79,8 +79,11 @@ class EngineCall:
         """Submit what was asked for.
 
         Raises:
-            TollwayError: invalid_tensor.
+            TollwayError: invalid_tensor; not_implemented, for a decoupled model.
         """
+        if version.is_decoupled:
+            message = f"model '{version.name}' is decoupled: call it by ModelStreamInfer or generate_stream"
+            raise TollwayError(Code.NOT_IMPLEMENTED, message)
         accepted = version.interface.accept(request.tensors)
         self.version = version
         self.request = request

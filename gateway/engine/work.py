@@ -26,7 +26,8 @@ class Work:
 
     `feeds`: name → array with `rows` as first axis (models with a batch axis). `signature` equals only for works that
     may share a batch. `deadline_ns` is monotonic, 0 for none; `timeout_ns` is the caller's bound on queueing.
-    `on_part`: the caller takes many responses; `on_result` with no outputs is then their end.
+    `on_part`: the caller takes many responses, and says by `taken` when they have gone on (back-pressure); `on_result`
+    with no outputs is then their end.
     `compute_ns` is this work's exact share of the device time of its batch, `queue_ns` its wait before it ran.
     """
 
@@ -92,6 +93,11 @@ class Work:
         if not self.is_done:
             self.is_done = True
             self.on_error(self, error)
+
+    def taken(self, count: int) -> None:
+        """`count` more responses of a decoupled model have gone on: it may send as many again."""
+        if self.progress is not None and not self.is_done:
+            self.progress.taken(count)
 
     def withdraw(self) -> None:
         """The caller is gone: neither callback is called any more."""

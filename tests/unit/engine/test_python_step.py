@@ -112,7 +112,7 @@ assert args["model_name"] == "p" and args["model_version"] == "1" and args["mode
         ("responses.append(pb_utils.InferenceResponse([]))\ny = x", "model 'p' raised TypeError"),
         ("responses.append(pb_utils.InferenceResponse([]))\ncontinue", "returned no output 'y'"),
         ("return None", "model 'p' raised TypeError"),
-        ("request.get_response_sender()", "model 'p' raised TritonModelException"),
+        ("request.get_response_sender().send(flags=5)", "model 'p' raised TritonModelException"),
     ],
 )
 def test_a_faulty_answer_fails_its_call_and_the_step_goes_on(tmp_path: Path, execute: str, error: str) -> None:

@@ -1,5 +1,7 @@
 """config.pbtxt: what is accepted, what is refused and by which name."""
 
+import re
+
 import pytest
 
 from model_repo.config import DynamicBatching, QueuePolicy, VersionPolicy, format_config, parse_config
@@ -117,7 +119,6 @@ def test_warmup_samples() -> None:
     [
         ("sequence_batching { }", "sequence_batching"),
         ("response_cache { enable: true }", "response_cache"),
-        ("model_transaction_policy { decoupled: true }", "model_transaction_policy"),
         ("optimization { graph { level: 1 } }", "optimization"),
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
         ("dynamic_batching { priority_levels: 2 }", "dynamic_batching.priority_levels"),
@@ -135,6 +136,15 @@ def test_warmup_samples() -> None:
 def test_a_setting_without_effect_is_refused_by_name(setting: str, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"^{name}: has no effect"):
         parse_config(BASE + setting, name="m")
+
+
+def test_only_a_python_model_can_be_decoupled() -> None:
+    setting = "model_transaction_policy { decoupled: true }"
+    with pytest.raises(ConfigError, match="only a Python model can send many responses"):
+        parse_config(BASE + setting, name="m")
+    python = re.sub(r'platform: "[a-z_]+"', 'backend: "python"', BASE)
+    assert parse_config(python + setting, name="m").is_decoupled
+    assert not parse_config(python, name="m").is_decoupled
 
 
 @pytest.mark.parametrize(

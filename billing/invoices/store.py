@@ -254,6 +254,12 @@ def list_events(db: sqlite3.Connection, *, after: int, limit: int) -> list[Event
     return [Event._make((*head, msgspec.json.decode(body))) for *head, body in rows]
 
 
+def last_event_seq(db: sqlite3.Connection) -> int:
+    """The newest event's number; 0: nothing has happened."""
+    (seq,) = db.execute("SELECT COALESCE(MAX(seq), 0) FROM billing_event").fetchone()
+    return int(seq)
+
+
 def is_billed_until(db: sqlite3.Connection, tenant: str, end_ns: int) -> bool:
     return (
         db.execute("SELECT 1 FROM billed_until WHERE tenant = ? AND end_ns >= ?", (tenant, end_ns)).fetchone()

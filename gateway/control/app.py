@@ -16,7 +16,7 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from billing.meter_client import ask_meter
-from gateway.control import routes_billing, routes_policy, routes_psp, routes_reports, routes_system
+from gateway.control import routes_billing, routes_policy, routes_psp, routes_reports, routes_system, routes_webhooks
 from gateway.control.errors import CODE_BY_STATUS, HTTP_STATUS, ControlCode, ControlError, error_body
 from gateway.control.registry import Registry
 
@@ -60,6 +60,7 @@ def build_app(registry: Registry, data_dir: Path) -> FastAPI:
         routes_reports.router,
         routes_billing.router,
         routes_psp.router,
+        routes_webhooks.router,
     ):
         app.include_router(router)
     for kind, handler in (

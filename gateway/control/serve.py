@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Final, cast
 
 import uvicorn
+from sqlalchemy.exc import OperationalError
 
 from billing.payments.port import PaymentProvider
 from gateway.clock import Clock
@@ -19,6 +21,8 @@ from gateway.control.guard import App, local_guard, token_guard
 from gateway.control.money import Money
 from gateway.control.policy import Publisher
 from gateway.control.start import Control
+from gateway.control.webhook_runner import ROUND_S as WEBHOOK_ROUND_S
+from gateway.control.webhook_runner import WebhookRunner
 from gateway.errors import SettingsError
 
 BACKLOG: Final = 128
@@ -27,6 +31,7 @@ KEEPALIVE_S: Final = 30
 #: Time for requests in flight to end after SIGTERM.
 DRAIN_S: Final = 5
 BEAT_S: Final = 1.0
+_log = logging.getLogger("tollway.control")
 
 
 class Listener(uvicorn.Server):
@@ -61,7 +66,9 @@ async def serve(
     """Serve until SIGTERM or SIGINT, then end requests in flight. `on_ready` is called once both listeners accept."""
     application = build_app(control.registry, data_dir)
     application.state.providers = providers or {}
-    billing = BillingClock(Money(data_dir, control.registry), control.registry, providers or {})
+    money = Money(data_dir, control.registry)
+    billing = BillingClock(money, control.registry, providers or {})
+    webhooks = WebhookRunner(money, control.registry)
     app = cast(App, application)
     guarded = token_guard(app, tokens=control.tokens, failures=control.failures, clock=clock)
     listeners = [Listener(_config(guarded)), Listener(_config(local_guard(app)))]
@@ -73,7 +80,10 @@ async def serve(
         for listener, sock in zip(listeners, (tcp, local), strict=True):
             tasks.create_task(listener.serve(sockets=[sock]), name=f"listener-{sock.family.name}")
         heart = tasks.create_task(_beat(control.publisher), name="heartbeat")
-        rounds = tasks.create_task(_rounds(billing), name="billing-clock")
+        rounds = [
+            tasks.create_task(_rounds(billing.tick, ROUND_S), name="billing-clock"),
+            tasks.create_task(_rounds(webhooks.tick, WEBHOOK_ROUND_S), name="webhooks"),
+        ]
         for listener in listeners:
             await listener.accepts.wait()
         on_ready()
@@ -81,7 +91,8 @@ async def serve(
         for listener in listeners:
             listener.should_exit = True
         heart.cancel()
-        rounds.cancel()
+        for round_task in rounds:
+            round_task.cancel()
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:
@@ -118,11 +129,15 @@ async def _beat(publisher: Publisher) -> None:
         await asyncio.sleep(BEAT_S)
 
 
-async def _rounds(billing: BillingClock) -> None:
-    """What billing does by itself, in a worker thread. A round that has begun is finished before the process ends."""
+async def _rounds(tick: Callable[[], object], pause_s: float) -> None:
+    """What is done by itself, in a worker thread. A round that has begun is finished before the process ends."""
     while True:
-        await asyncio.sleep(ROUND_S)
-        await asyncio.to_thread(billing.tick)
+        await asyncio.sleep(pause_s)
+        try:
+            await asyncio.to_thread(tick)
+        except (OSError, OperationalError) as error:
+            # A full disk or a locked database: the next round comes.
+            _log.error("round_cut error=%s", type(error).__name__)
 
 
 def _config(app: App) -> uvicorn.Config:

@@ -1,0 +1,1 @@
+"""Owns outgoing webhooks apart from any database: signatures, allowed targets, retry times, and the sending."""

@@ -120,7 +120,7 @@ class PythonProcess:
         return head
 
     def post(self, head: dict[str, Any], blob: Blob | None = None, on_unsent: Callable[[], object] = bool) -> None:
-        """Send a frame; `on_unsent` is called, on any thread, if it is too large. That a process is gone, `Events` hear.
+        """Send a frame; `on_unsent` is called, on any thread, if it is too large. Its end is told to `Events`.
 
         What lies in `blob` must stay unchanged until it has been answered.
         """

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from gateway.engine.host import Host
 from gateway.engine.model import ModelVersion, State
+from gateway.engine.python_complete import complete_config
 from gateway.errors import Code, TollwayError
 from model_repo.config import ModelConfig, parse_config
 from model_repo.ensembles import EnsembleStep
@@ -125,7 +126,7 @@ class Registry:
             return
         self._models[folder.name] = {}
         try:
-            config = await self._host.loop.run_in_executor(self._host.pool, _read, folder)
+            config = await self._host.loop.run_in_executor(self._host.pool, _read, folder, self._host)
             numbers = config.versions.choose(folder.versions)
             if not numbers:
                 raise RepositoryError("has no version folder, such as '1'")
@@ -170,8 +171,10 @@ class Registry:
                 group.create_task(version.unload(), name=f"unload {version.name}")
 
 
-def _read(folder: ModelFolder) -> ModelConfig:
-    return parse_config(read_config(folder), name=folder.name)
+def _read(folder: ModelFolder, host: Host) -> ModelConfig:
+    text = read_config(folder)
+    completed = complete_config(text, folder, host.python_allowed, host.python_limits)
+    return completed or parse_config(text, name=folder.name)
 
 
 def model_stats(versions: Iterable[ModelVersion]) -> dict[str, Any]:

@@ -82,6 +82,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     python_models_allowed: tuple[Path, ...] = (Path("model_repo/models"),)
     #: Threads for models that take long; 0: one per core.
     engine_threads: int = 0
+    #: Bytes of memory for all models together; 0: no budget. Beyond it the longest unused one is unloaded until needed.
+    engine_model_memory_bytes: int = 0
+    #: A model not used for this long is unloaded until needed; 0: never.
+    engine_model_idle_s: float = 0.0
     #: Further backends, tried in order before the embedded engine.
     backends: tuple[Backend, ...] = ()
     price_book: Path | None = None
@@ -203,6 +207,9 @@ def _check(settings: Settings) -> None:
             )
     if not 1 <= settings.workers <= 256:
         raise SettingsError(f"workers = {settings.workers}: use 1 to 256")
+    for name in ("engine_model_memory_bytes", "engine_model_idle_s"):
+        if not 0 <= getattr(settings, name) < math.inf:
+            raise SettingsError(f"{name} must be 0 or greater, and finite")
     if settings.quota_store != "memory://":
         raise SettingsError(f"quota_store = {settings.quota_store!r}: only memory:// exists so far")
     if (settings.tls_certificate is None) != (settings.tls_key is None):

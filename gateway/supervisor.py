@@ -206,6 +206,10 @@ class Supervisor:
             arguments += ["--python-models-allowed", str(allowed.resolve())]
         if settings.engine_threads:
             arguments += ["--threads", str(settings.engine_threads)]
+        if settings.engine_model_memory_bytes:
+            arguments += ["--model-memory-bytes", str(settings.engine_model_memory_bytes)]
+        if settings.engine_model_idle_s:
+            arguments += ["--model-idle-s", str(settings.engine_model_idle_s)]
         return python_module("gateway.engine", *arguments)
 
     def _start_worker(self, index: int) -> Child:

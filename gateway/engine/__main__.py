@@ -24,6 +24,7 @@ from gateway.engine.host import Host
 from gateway.engine.offload import Coder
 from gateway.engine.python_process import DEFAULT_LIMITS, PythonLimits
 from gateway.engine.registry import Registry
+from gateway.engine.residency import Bounds, Residency, sweep_forever
 from gateway.engine.rest import RestServer
 from gateway.engine.rpc import RpcServer
 from gateway.engine.service import BODY_BYTES_MAX, BUFFERED_BYTES_MAX, Engine
@@ -49,6 +50,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--ready-fd", type=int, help="where to write 'ready' once the socket answers")
     parser.add_argument("--threads", type=int, default=0, help="for models that take long; 0: one per core")
+    parser.add_argument("--model-memory-bytes", type=int, default=0, help="of all models together; 0: no budget")
+    parser.add_argument("--model-idle-s", type=float, default=0.0, help="unload what is not used; 0: never")
     parser.add_argument("--intra-op-threads", type=int, default=1, help="of one ONNX Runtime session")
     parser.add_argument("--python-memory-bytes", type=int, default=DEFAULT_LIMITS.memory_bytes_max)
     parser.add_argument("--python-call-s", type=float, default=DEFAULT_LIMITS.call_s)
@@ -64,6 +67,8 @@ async def _serve(options: argparse.Namespace) -> None:
         ThreadPoolExecutor(threads, thread_name_prefix="engine") as pool,
         contextlib.closing(BatchThreads(threads)) as batches,
     ):
+        bounds = Bounds(nbytes_max=options.model_memory_bytes, idle_ns=round(options.model_idle_s * 1e9))
+        residency = Residency(bounds, clock.monotonic_ns) if bounds.is_set else None
         host = Host(
             loop=loop,
             pool=pool,
@@ -75,6 +80,7 @@ async def _serve(options: argparse.Namespace) -> None:
                 memory_bytes_max=options.python_memory_bytes, call_s=options.python_call_s, start_s=60.0
             ),
             intra_op_threads=options.intra_op_threads,
+            residency=residency,
         )
         registry = Registry(options.repository, host)
         coder = Coder(pool, loop)
@@ -95,13 +101,33 @@ async def _serve(options: argparse.Namespace) -> None:
         loop.add_signal_handler(signal.SIGINT, stop.set)
         await listener.listen_unix(options.socket)
         _tell_ready(options.ready_fd)
+        sweeper = _start_sweeper(residency, loop, pool)
         try:
             await _load_until(stop, registry)
             await stop.wait()
             await listener.drain(options.drain_s)
         finally:
+            if sweeper is not None:
+                sweeper.cancel()
             listener.cut_all()
             await registry.unload()
+
+
+def _start_sweeper(
+    residency: Residency | None, loop: asyncio.AbstractEventLoop, pool: ThreadPoolExecutor
+) -> "asyncio.Task[None] | None":
+    if residency is None or not residency.bounds.idle_ns:
+        return None
+    sweeper = loop.create_task(sweep_forever(residency, loop, pool), name="unload idle models")
+    sweeper.add_done_callback(_stop_on_failure)
+    return sweeper
+
+
+def _stop_on_failure(task: "asyncio.Task[None]") -> None:
+    """A sweep that fails must not end in silence: the supervisor starts another engine."""
+    if not task.cancelled() and task.exception() is not None:
+        _LOG.critical("sweep_failed", exc_info=task.exception())
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _load_until(stop: asyncio.Event, registry: Registry) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from gateway.clock import Clock
 from gateway.engine.python_calls import Callee
 from gateway.engine.python_process import DEFAULT_LIMITS, PythonLimits
+from gateway.engine.residency import Residency
 from gateway.engine.threads import BatchThreads, Done, Task
 from gateway.errors import Code, TollwayError
 
@@ -36,6 +37,8 @@ class Host:
     python_allowed: tuple[Path, ...] = ()
     python_limits: PythonLimits = DEFAULT_LIMITS
     intra_op_threads: int = 1
+    #: Where a memory budget or an idle time is set; None: models stay until they are unloaded.
+    residency: Residency | None = None
     directory: Directory = field(default_factory=Directory)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,15 @@ from gateway.engine.batcher import QUEUE_REQUESTS_MAX, Batcher, Dispatcher, Plac
 from gateway.engine.ensemble import Ensemble, Step
 from gateway.engine.host import Host, PoolPlace
 from gateway.engine.interface import Accepted, Interface
+from gateway.engine.memory import resident_bytes, return_free_memory
 from gateway.engine.messages import message_json
 from gateway.engine.plan import PlanConfig
 from gateway.engine.python_instance import WINDOW
 from gateway.engine.python_model import PythonModel
 from gateway.engine.python_process import PythonLimits, PythonProcess
+from gateway.engine.residency import ResidentModel, ResidentPlace
 from gateway.engine.runner import Runner, TensorRunner
-from gateway.engine.runtimes import load_runtime
+from gateway.engine.runtimes import FileRuntime, load_runtime
 from gateway.engine.statistics import Statistics
 from gateway.engine.tensors import Array
 from gateway.engine.warmup import measure_short_rows, run_warmups, warmup_sample
@@ -28,6 +31,7 @@ from model_repo.ensembles import EnsembleStep
 from model_repo.errors import RepositoryError
 from model_repo.repository import ModelFolder, find_member
 
+_LOG: Final = logging.getLogger("tollway.engine")
 #: Parameters of config.pbtxt that this engine reads itself.
 CALL_MS: Final = "tollway_call_ms_max"
 MEMORY_BYTES: Final = "tollway_memory_bytes_max"
@@ -69,16 +73,39 @@ async def load_file_version(source: Source, host: Host) -> Loaded:
     config = source.config
     path = _file(source)
     threads = min(_positive(config, INTRA_OP_THREADS) or host.intra_op_threads, _INTRA_OP_THREADS_MAX)
-    runtime = await host.loop.run_in_executor(host.pool, lambda: load_runtime(path, config, threads=threads))
+
+    def load() -> FileRuntime:
+        return load_runtime(path, config, threads=threads)
+
+    runtime = await host.loop.run_in_executor(host.pool, _resident(load, path, config, host))
     runner = TensorRunner(runtime, source.interface, host.clock)
     short_rows = await host.loop.run_in_executor(host.pool, _warm_up, runner, source)
-    place = PoolPlace(host.batches, config.instances or host.threads, short_rows)
+    slots = config.instances or host.threads
+    place: Place = PoolPlace(host.batches, slots, short_rows)
+    if isinstance(runtime, ResidentModel):
+        place = ResidentPlace(runtime, host.batches, host.pool, slots)
+
+    def release() -> None:
+        before = resident_bytes()
+        runner.close()
+        return_free_memory()
+        _LOG.info("model_closed model=%s returned=%d", config.name, before - resident_bytes())
 
     async def close() -> None:
-        runner.close()
+        await host.loop.run_in_executor(host.pool, release)
 
     batcher = _batcher(source, runner, place, host)
     return Loaded(servable=batcher, batcher=batcher, close=close, description=runtime.description)
+
+
+def _resident(
+    load: Callable[[], FileRuntime], path: Path, config: ModelConfig, host: Host
+) -> Callable[[], FileRuntime]:
+    """`load`, or where models come and go, making one that does."""
+    residency = host.residency
+    if residency is None:
+        return load
+    return lambda: residency.add(config.name, load, path.stat().st_size)
 
 
 def _warm_up(runner: Runner, source: Source) -> int:

@@ -19,6 +19,12 @@ def load(**overrides: str) -> Settings:
     return load_settings(None, {}, {name.replace("__", "."): value for name, value in overrides.items()})
 
 
+@pytest.mark.parametrize("name", ["engine_model_memory_bytes", "engine_model_idle_s"])
+def test_memory_bounds_of_models_are_not_negative(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"{name} must be"):
+        load_settings(None, {}, {name: "-1"})
+
+
 def test_nothing_given_is_the_defaults() -> None:
     assert load_settings(None, {}) == Settings()
 

@@ -13,6 +13,7 @@ GROUPS: Final = {
     "tenants": ("gateway.commands.tenants", "Create, list, suspend and resume tenants."),
     "plans": ("gateway.commands.plans", "List, show and add plans."),
     "billing": ("gateway.commands.billing", "Seller, billing accounts, items and subscriptions."),
+    "finance": ("gateway.commands.finance", "Deferred revenue, ageing, margin."),
     "invoices": ("gateway.commands.invoices", "Drafts, invoices, credit notes, payments and refunds."),
     "ledger": ("gateway.commands.ledger", "Trial balance and entries of the revenue ledger."),
     "admin": ("gateway.commands.admin", "The admin token."),

@@ -34,11 +34,13 @@ class Named(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Credit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Give back `amount_minor` (tax included) of an invoice."""
+    """Give back `amount_minor` (tax included) of an invoice. With `line` (its place, from 0), a fee for a time, what is
+    not yet earned of it comes out of the liability."""
 
     invoice: str
     amount_minor: int
     reason: str
+    line: int | None = None
 
 
 class Payment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

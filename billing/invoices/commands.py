@@ -17,6 +17,8 @@ from billing.invoices.period import NS_PER_S, floor_s
 from billing.ledger.journal import Journal
 from billing.ledger.rules import Line
 from billing.money import from_minor
+from billing.recognition.schedule import Contract
+from billing.recognition.store import add_contract, add_contracts, line_deferred_nanos
 from billing.usage import usage_by
 
 NS_PER_DAY: Final = 86_400 * NS_PER_S
@@ -107,6 +109,7 @@ def void(journal: Journal, body: Named, now_ns: int) -> Any:
     """Take an unpaid invoice back. Its number stays; what it billed is billed again by the next invoice."""
     document = _invoice(journal, body.document)
     _step(journal, document, "void", 0, postings.TX_VOID, postings.void_lines(document), now_ns, note=body.note)
+    add_contracts(journal.db, document, now_ns, sign=-1)
     for index, line in enumerate(document.lines):
         item = Item(
             0,
@@ -141,7 +144,8 @@ def credit(journal: Journal, body: Credit, now_ns: int) -> Any:
     serial = store.next_serial(journal.db, seller.credit_series)
     note = msgspec.structs.replace(note, number=_number(seller.credit_series, serial), issued_ns=now_ns, due_ns=now_ns)
     store.put_document(journal.db, note, seller.credit_series, serial)
-    lines = postings.credit_note_lines(note, 0)
+    unearned = 0 if body.line is None else _take_unearned(journal, document, body.line, note.net_minor, now_ns)
+    lines = postings.credit_note_lines(note, unearned)
     _step(journal, document, "credit", body.amount_minor, postings.TX_CREDIT_NOTE, lines, now_ns, note=note.number)
     store.add_event(journal.db, note.tenant, "credit_note.issued", _brief(note), now_ns)
     return {"credit_note": msgspec.to_builtins(note), **_answer(journal, document)}
@@ -231,6 +235,7 @@ def finalize_draft(journal: Journal, made: Document, now_ns: int) -> Document:
     store.put_cut(db, final.tenant, final.cut, final.document_id)
     store.drop_draft(db, made.document_id)
     tx_id = journal.post(postings.TX_INVOICE, final.tenant, now_ns, postings.invoice_lines(final))
+    add_contracts(db, final, now_ns)
     store.add_step(db, final.document_id, Step("finalized", now_ns, 0, tx_id, "", ""))
     store.add_event(db, final.tenant, "invoice.finalized", _brief(final), now_ns)
     if final.total_minor == 0:
@@ -267,6 +272,18 @@ def _step(  # noqa: PLR0917 - what a step is, in its order
         store.add_event(journal.db, document.tenant, f"{kind}.booked", event, now_ns)
     if after.status != before.status:
         store.add_event(journal.db, document.tenant, f"invoice.{after.status}", event, now_ns)
+
+
+def _take_unearned(journal: Journal, document: Document, line: int, net_minor: int, now_ns: int) -> int:
+    """What of a credit comes out of a fee that is not yet earned; from now on that much less of it will be."""
+    if not 0 <= line < len(document.lines) or not postings.is_deferred(document.lines[line]):
+        raise InvoiceError("field", f"line: {line} is no fee for a time on {document.number}")
+    left = line_deferred_nanos(journal.db, document.document_id, line, floor_s(now_ns))
+    taken = max(0, min(from_minor(net_minor, document.currency), left))
+    span = Contract(-taken, floor_s(now_ns), document.lines[line].end_ns)
+    if taken:
+        add_contract(journal.db, document, line, span, now_ns)
+    return taken
 
 
 def _invoice(journal: Journal, name: str) -> Document:

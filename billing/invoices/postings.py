@@ -27,6 +27,7 @@ TX_VOID: Final = "void"
 TX_WRITE_OFF: Final = "write_off"
 TX_FX: Final = "fx"
 TX_RECOGNITION: Final = "recognition"
+TX_BREAKAGE: Final = "breakage"
 
 SUBSCRIPTION_PREFIX: Final = "contract_liability:subscription:"
 ROUNDING: Final = "revenue:rounding"

@@ -100,6 +100,20 @@ WHEN NEW.amount_nanos + COALESCE((SELECT SUM(amount_nanos) FROM credit_burn WHER
 BEGIN SELECT RAISE(ABORT, 'credit_burn: a grant burns at most what was granted'); END;
 """
 
+_RECOGNITION: Final = """
+CREATE TABLE contract (
+  contract_id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, currency TEXT NOT NULL, document_id TEXT NOT NULL,
+  line INTEGER NOT NULL, amount_nanos INTEGER NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL,
+  created_ns INTEGER NOT NULL);
+CREATE INDEX contract_by_tenant ON contract (tenant, contract_id);
+CREATE INDEX contract_by_line ON contract (document_id, line);
+CREATE TABLE recognition (
+  contract_id INTEGER NOT NULL REFERENCES contract, through_ns INTEGER NOT NULL, amount_nanos INTEGER NOT NULL,
+  tx_id INTEGER NOT NULL REFERENCES journal_tx, PRIMARY KEY (contract_id, through_ns));
+CREATE TABLE recognition_run (
+  tenant TEXT NOT NULL, through_ns INTEGER NOT NULL, at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, through_ns));
+"""
+
 #: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (
@@ -118,6 +132,7 @@ STEPS: Final = (
     ),
     (2, _PAYMENTS, ("payment_attempt", "payment_result", "dunning_step")),
     (3, _CREDIT, ("credit_grant", "credit_burn", "coupon_redemption", "month_run")),
+    (4, _RECOGNITION, ("contract", "recognition", "recognition_run")),
 )
 
 

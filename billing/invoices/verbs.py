@@ -7,6 +7,7 @@ from billing import credit_store, settlement
 from billing.invoices import commands, subscriptions
 from billing.invoices.desk import Verb
 from billing.payments import commands as payments
+from billing.recognition import commands as recognition
 
 
 def all_verbs() -> Mapping[str, Verb[Any]]:
@@ -17,4 +18,5 @@ def all_verbs() -> Mapping[str, Verb[Any]]:
         **payments.VERBS,
         **credit_store.VERBS,
         **settlement.VERBS,
+        **recognition.VERBS,
     }

@@ -9,6 +9,7 @@ from pydantic import Field
 from billing.invoices.document import Document
 from billing.invoices.life import State, Step
 from billing.invoices.store import Event, InvoiceRow
+from billing.recognition.reports import Ageing, Margin, RollForward
 from gateway.control.bodies import Body
 from gateway.control.views import View, instant
 
@@ -83,6 +84,67 @@ class EventView(View):
     tenant: str
     type: str
     body: dict[str, Any]
+
+
+class RollForwardView(View):
+    """opening + added - recognised - other = closing, in nanos; a liability is positive."""
+
+    account: str
+    currency: str
+    opening_nanos: int
+    added_nanos: int
+    recognised_nanos: int
+    other_nanos: int = Field(description="Credit notes and voids.")
+    closing_nanos: int
+
+
+class AgeingView(View):
+    """What a tenant owes, in minor units, by days past the due date."""
+
+    tenant: str
+    currency: str
+    not_due_minor: int
+    days_1_30_minor: int
+    days_31_60_minor: int
+    days_61_90_minor: int
+    over_90_minor: int
+    owed_back_minor: int
+
+
+class MarginView(View):
+    group: dict[str, str | int]
+    currency: str
+    calls: int
+    compute_ns: int
+    revenue_nanos: int
+    cost_nanos: int
+    margin_nanos: int
+
+
+def roll_forward_view(row: RollForward) -> RollForwardView:
+    return RollForwardView(**row._asdict())
+
+
+def ageing_view(row: Ageing) -> AgeingView:
+    names = ("not_due_minor", "days_1_30_minor", "days_31_60_minor", "days_61_90_minor", "over_90_minor")
+    return AgeingView(
+        tenant=row.tenant,
+        currency=row.currency,
+        owed_back_minor=row.owed_back_minor,
+        **dict(zip(names, row.buckets_minor, strict=True)),
+    )
+
+
+def margin_view(by: Sequence[str], row: Margin) -> MarginView:
+    return MarginView(
+        group=dict(zip(by, row.group, strict=True)),
+        currency=row.currency,
+        calls=row.calls,
+        compute_ns=row.compute_ns,
+        revenue_nanos=row.revenue_nanos,
+        cost_nanos=row.cost_nanos,
+        margin_nanos=row.margin_nanos,
+    )
 
 
 def state_view(state: State) -> StateView:

@@ -9,14 +9,22 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from billing.invoices import store
 from billing.invoices.pdf import render_pdf
 from billing.invoices.subscriptions import list_subscriptions
+from billing.recognition.reports import ageing, margin, roll_forward
+from billing.usage import Dimension
 from gateway.control.billing_views import (
     AccountView,
+    AgeingView,
     CommandBody,
     EventView,
     InvoiceRowView,
     InvoiceView,
+    MarginView,
+    RollForwardView,
+    ageing_view,
     event_view,
     invoice_view,
+    margin_view,
+    roll_forward_view,
     row_view,
 )
 from gateway.control.money import Money
@@ -102,6 +110,46 @@ def list_events(
     """What happened to accounts, subscriptions and invoices, in order: what webhooks tell."""
     found = money.read(lambda db: store.list_events(db, after=after, limit=limit))
     return Page(items=[event_view(one) for one in found], next=str(found[-1].seq) if len(found) == limit else None)
+
+
+@router.get("/reports/deferred")
+def get_deferred(
+    money: TheMoney,
+    since_ns: Annotated[int, Query(ge=0, le=2**63 - 1, description="UTC nanoseconds.")],
+    until_ns: Annotated[int, Query(ge=0, le=2**63 - 1, description="UTC nanoseconds.")],
+) -> Page[RollForwardView]:
+    """Roll-forward of every contract liability over since_ns <= posting time < until_ns."""
+    return Page(items=[roll_forward_view(row) for row in money.read(lambda db: roll_forward(db, since_ns, until_ns))])
+
+
+@router.get("/reports/ageing")
+def get_ageing(money: TheMoney, registry: TheRegistry) -> Page[AgeingView]:
+    """Open invoices by tenant, currency and days past their due date."""
+    now_ns = registry.clock.wall_ns()
+    return Page(items=[ageing_view(row) for row in money.read(lambda db: ageing(db, now_ns))])
+
+
+@router.get("/reports/margin")
+def get_margin(
+    money: TheMoney,
+    cost_nanos_per_compute_s: Annotated[int, Query(ge=0, le=10**15, description="What a second of compute costs.")],
+    *,
+    by: Annotated[list[Dimension] | None, Query(max_length=4, description="Group by these; default: model.")] = None,
+    since_ns: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="UTC nanoseconds.")] = None,
+    until_ns: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="UTC nanoseconds.")] = None,
+) -> Page[MarginView]:
+    """List-price revenue of posted calls less their metered compute at a cost per second."""
+    dimensions: list[Dimension] = by or ["model"]
+    rows = money.read(
+        lambda db: margin(
+            db,
+            dimensions,
+            cost_nanos_per_compute_s=cost_nanos_per_compute_s,
+            since_ns=since_ns,
+            until_ns=until_ns,
+        )
+    )
+    return Page(items=[margin_view(dimensions, row) for row in rows])
 
 
 def account_view(db: sqlite3.Connection, tenant: str) -> AccountView:

@@ -20,6 +20,8 @@ from gateway.control.billing_clock import ROUND_S, BillingClock
 from gateway.control.guard import App, local_guard, token_guard
 from gateway.control.money import Money
 from gateway.control.policy import Publisher
+from gateway.control.recognising import ROUND_S as RECOGNITION_ROUND_S
+from gateway.control.recognising import Recognition
 from gateway.control.start import Control
 from gateway.control.webhook_runner import ROUND_S as WEBHOOK_ROUND_S
 from gateway.control.webhook_runner import WebhookRunner
@@ -69,6 +71,7 @@ async def serve(
     money = Money(data_dir, control.registry)
     billing = BillingClock(money, control.registry, providers or {})
     webhooks = WebhookRunner(money, control.registry)
+    recognition = Recognition(money, control.registry)
     app = cast(App, application)
     guarded = token_guard(app, tokens=control.tokens, failures=control.failures, clock=clock)
     listeners = [Listener(_config(guarded)), Listener(_config(local_guard(app)))]
@@ -82,6 +85,7 @@ async def serve(
         heart = tasks.create_task(_beat(control.publisher), name="heartbeat")
         rounds = [
             tasks.create_task(_rounds(billing.tick, ROUND_S), name="billing-clock"),
+            tasks.create_task(_rounds(recognition.tick, RECOGNITION_ROUND_S), name="recognition"),
             tasks.create_task(_rounds(webhooks.tick, WEBHOOK_ROUND_S), name="webhooks"),
         ]
         for listener in listeners:

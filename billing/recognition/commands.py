@@ -1,0 +1,93 @@
+"""Owns the money commands of revenue recognition: a tenant's fees up to an instant, and breakage of expired prepaid.
+
+| event | debit | credit |
+|---|---|---|
+| fees earned | contract_liability:subscription:{tenant} | revenue:subscription |
+| a prepaid grant expires | contract_liability:prepaid:{tenant}:{grant} | revenue:breakage |
+"""
+
+from typing import Any, Final
+
+import msgspec
+
+from billing.invoices import store as invoices
+from billing.invoices.assemble import InvoiceError
+from billing.invoices.desk import Verb
+from billing.invoices.postings import TX_BREAKAGE, TX_RECOGNITION, subscription_liability
+from billing.ledger.journal import Journal
+from billing.ledger.rules import Line
+from billing.ledger.views import balance_of
+from billing.recognition import store
+from billing.recognition.schedule import earned_nanos
+
+REVENUE: Final = "revenue:subscription"
+BREAKAGE: Final = "revenue:breakage"
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Recognise what a tenant's fees have earned by `through_ns`."""
+
+    tenant: str
+    through_ns: int
+
+
+class Expire(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A prepaid grant has expired: what is left of it is ours, where there is no right to a refund."""
+
+    tenant: str
+    grant: str
+    currency: str
+
+
+def run(journal: Journal, body: Run, now_ns: int) -> Any:
+    """Post the difference between what is earned and what was recognised, one transaction per currency.
+
+    Raises InvoiceError: the instant lies ahead of now, or before what was recognised already.
+    """
+    before = store.recognised_until(journal.db, body.tenant)
+    if not before <= body.through_ns <= now_ns:
+        raise InvoiceError("field", f"through_ns: must be from {before}, recognised so far, to now")
+    sums: dict[str, int] = {}
+    found: list[tuple[int, str, int]] = []
+    for one in store.open_contracts(journal.db, body.tenant):
+        amount = earned_nanos(one.contract, body.through_ns) - one.recognised_nanos
+        if amount:
+            found.append((one.contract_id, one.currency, amount))
+            sums[one.currency] = sums.get(one.currency, 0) + amount
+    posted = {currency: _post(journal, body.tenant, currency, amount, now_ns) for currency, amount in sums.items()}
+    for contract_id, currency, amount in found:
+        journal.execute(
+            "INSERT INTO recognition VALUES (?, ?, ?, ?)", (contract_id, body.through_ns, amount, posted[currency])
+        )
+    journal.execute(
+        "INSERT INTO recognition_run VALUES (?, ?, ?) ON CONFLICT DO NOTHING", (body.tenant, body.through_ns, now_ns)
+    )
+    return {"recognised_nanos": sums, "contracts": len(found)}
+
+
+def expire(journal: Journal, body: Expire, now_ns: int) -> Any:
+    """Release what is left of an expired grant. Expiring it again finds nothing left."""
+    account = f"contract_liability:prepaid:{body.tenant}:{body.grant}"
+    left_nanos = -balance_of(journal.db, account, body.currency)
+    if left_nanos < 0:
+        raise InvoiceError("conflict", f"{account} is overdrawn by {-left_nanos} nanos: nothing can expire")
+    if left_nanos:
+        lines = (Line(account, body.currency, left_nanos, 0), Line(BREAKAGE, body.currency, -left_nanos, 0))
+        journal.post(TX_BREAKAGE, body.tenant, now_ns, lines)
+        event = {"grant": body.grant, "amount_nanos": left_nanos, "currency": body.currency}
+        invoices.add_event(journal.db, body.tenant, "prepaid.expired", event, now_ns)
+    return {"released_nanos": left_nanos}
+
+
+def _post(journal: Journal, tenant: str, currency: str, amount_nanos: int, now_ns: int) -> int:
+    lines = [
+        Line(subscription_liability(tenant), currency, amount_nanos, 0),
+        Line(REVENUE, currency, -amount_nanos, 0),
+    ]
+    return journal.post(TX_RECOGNITION, tenant, now_ns, lines)
+
+
+VERBS: Final[dict[str, Verb[Any]]] = {
+    "recognition.run": Verb(Run, run),
+    "prepaid.expire": Verb(Expire, expire),
+}

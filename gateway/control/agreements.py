@@ -88,9 +88,12 @@ def packed_name(plan: str, packs: int) -> str:
 
 def packed_plan(tx: sa.Connection, plan: Plan, packs: int) -> Plan:
     """The plan with the limits that `packs` packs give it. A limit that the plan does not have stays absent."""
-    pack = newest_pack(tx, plan.name)
+    return raised(plan, newest_pack(tx, plan.name), packs)
+
+
+def raised(plan: Plan, pack: Pack | None, packs: int) -> Plan:
+    """`packed_plan` for a pack that is known; None (a later version sells none): the plan's own limits."""
     if pack is None:
-        # A later version sells none: who has some keeps the plan's own limits.
         return msgspec.structs.replace(plan, name=packed_name(plan.name, packs))
     return msgspec.structs.replace(
         plan,

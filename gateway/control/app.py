@@ -16,7 +16,15 @@ from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 
 from billing.meter_client import ask_meter
-from gateway.control import routes_billing, routes_policy, routes_psp, routes_reports, routes_system, routes_webhooks
+from gateway.control import (
+    routes_billing,
+    routes_policy,
+    routes_pricing,
+    routes_psp,
+    routes_reports,
+    routes_system,
+    routes_webhooks,
+)
 from gateway.control.errors import CODE_BY_STATUS, HTTP_STATUS, ControlCode, ControlError, error_body
 from gateway.control.registry import Registry
 
@@ -57,6 +65,7 @@ def build_app(registry: Registry, data_dir: Path) -> FastAPI:
         routes_system.probes,
         routes_system.router,
         routes_policy.router,
+        routes_pricing.router,
         routes_reports.router,
         routes_billing.router,
         routes_psp.router,

@@ -17,6 +17,7 @@ from billing.payments.port import PaymentProvider
 from gateway.control.collector import Collector
 from gateway.control.errors import ControlCode, ControlError
 from gateway.control.money import Money
+from gateway.control.months import Months
 from gateway.control.registry import Registry
 
 ROUND_S: Final = 30.0
@@ -33,6 +34,7 @@ class BillingClock:
     def __init__(self, money: Money, registry: Registry, providers: Mapping[str, PaymentProvider]) -> None:
         self._money = money
         self._now_ns = registry.clock.wall_ns
+        self._months = Months(money, registry)
         self._collector = Collector(money, registry, providers)
 
     def tick(self) -> None:
@@ -57,8 +59,21 @@ class BillingClock:
         for tenant, ends in self._money.read(lambda db: due_periods(db, now_ns)):
             for end_ns in ends:
                 body = {"tenant": tenant, "until_ns": end_ns}
-                if not self._try("invoice.bill", f"bill:{tenant}:{end_ns}", body, tenant):
+                if not self._rate(tenant, end_ns) or not self._try(
+                    "invoice.bill", f"bill:{tenant}:{end_ns}", body, tenant
+                ):
                     break
+
+    def _rate(self, tenant: str, end_ns: int) -> bool:
+        """Rate the months that the invoice is about, before it is made. An account that fails is not billed."""
+        try:
+            self._months.settle_due(ACTOR, tenant, end_ns)
+        except ControlError as error:
+            if error.code is ControlCode.UNAVAILABLE:
+                raise
+            _log.error("rating_failed tenant=%s code=%s error=%s", tenant, error.code, error)
+            return False
+        return True
 
     def _try(self, verb: str, operation: str, body: dict[str, object], tenant: str) -> bool:
         try:

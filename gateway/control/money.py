@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from billing.invoices.assemble import InvoiceError
 from billing.invoices.schema import has_schema
 from billing.ledger.connect import LEDGER_FILE, open_reader
 from billing.ledger.port import LedgerError, LedgerUnavailable
 from billing.meter_client import SOCKET_NAME, MeterError, ask_meter
+from billing.rating import PriceBook
 from gateway.control.audit import append_audit
 from gateway.control.errors import ControlCode, ControlError
 from gateway.control.registry import Registry
@@ -58,6 +61,16 @@ class Money:
         request = {"op": "money", "verb": verb, "operation_id": operation_id, "body": body}
         try:
             return self._ask(self._data_dir / SOCKET_NAME, request)["answer"]
+        except MeterError as error:
+            code = _CODES.get(error.code, ControlCode.CONFLICT)
+            retry_after_s = 1 if code is ControlCode.UNAVAILABLE else None
+            raise ControlError(code, str(error), retry_after_s=retry_after_s) from error
+
+    def add_prices(self, book: PriceBook) -> None:
+        """Let the ledger know a price book. Raises ControlError: it cannot be asked, or knows the version otherwise."""
+        request = {"op": "add_prices", "book": msgspec.to_builtins(book)}
+        try:
+            self._ask(self._data_dir / SOCKET_NAME, request)
         except MeterError as error:
             code = _CODES.get(error.code, ControlCode.CONFLICT)
             retry_after_s = 1 if code is ControlCode.UNAVAILABLE else None

@@ -63,7 +63,7 @@ def put_plan(
 ) -> tuple[PlanView | None, PlanView]:
     """`add_plan` with the plan's money; None: list prices only. Raises ControlError."""
     known = _newest(tx, body.name)
-    plan = _plan_of(body, version=1 if known is None else known.version + 1)
+    plan = plan_of(body, version=1 if known is None else known.version + 1)
     if terms is not None and terms.charges and plan.pricing != "priced":
         raise invalid(f'plans.{plan.name}.pricing: is {plan.pricing!r}, but has charges: set pricing = "priced"')
     same_terms = newest_terms(tx, body.name) == terms
@@ -129,6 +129,14 @@ def count_plans(tx: sa.Connection) -> int:
     return tx.execute(sa.select(sa.func.count(sa.distinct(table.c.name)))).scalar_one()
 
 
+def newest_plan(tx: sa.Connection, name: str) -> Plan:
+    """The newest version, as workers obey it. Raises ControlError when no plan has that name."""
+    found = _newest(tx, name)
+    if found is None:
+        raise not_found("plan", name)
+    return found
+
+
 def require_plan(tx: sa.Connection, name: str) -> None:
     """Raises ControlError when no plan has that name."""
     if _newest(tx, name) is None:
@@ -158,7 +166,8 @@ def _insert(tx: sa.Connection, plan: Plan, now_ns: int) -> None:
     tx.execute(table.insert().values(name=plan.name, version=plan.version, body=body, created_ns=now_ns))
 
 
-def _plan_of(body: PlanBody, *, version: int) -> Plan:
+def plan_of(body: PlanBody, *, version: int) -> Plan:
+    """The limits that `body` asks for, as workers obey them."""
     return Plan(
         name=body.name,
         version=version,

@@ -1,19 +1,24 @@
 """Owns the price book in force: read once at the start, kept by version, refused where it could mis-bill.
 
-A price changes by a new file and a restart of control and meter, which both read it: the ledger refuses a version that
-it knows with other content, and so does control.
+The highest version ever given is in force. A price changes by `tollway prices apply` or by a new file at a start; the
+ledger refuses a version that it knows with other content, and so does control.
 """
 
 from pathlib import Path
+from typing import Final
 
 import sqlalchemy as sa
 
 from billing.pricebook import decode_price_book, default_price_book, encode_price_book, load_price_book
 from billing.rating import PriceBook, PriceError
+from gateway.control.errors import conflict, invalid
 from gateway.control.schema import price_book, tenant
 from gateway.control.views import PricesView, PriceView
 from gateway.errors import SettingsError
 from gateway.snapshot import Backend
+
+#: Books that one re-rating looks at; more than a new version every day for years.
+BOOKS_MAX: Final = 5_000
 
 
 def load_prices(file: Path | None) -> PriceBook:
@@ -42,6 +47,34 @@ def current_book(tx: sa.Connection, at_start: PriceBook) -> PriceBook:
     """The book in force: the highest version that was ever given, at a start or by `tollway prices apply`."""
     text = tx.execute(sa.select(price_book.c.body).order_by(price_book.c.version.desc()).limit(1)).scalar_one_or_none()
     return at_start if text is None else decode_price_book(text)
+
+
+def check_new_book(tx: sa.Connection, book: PriceBook, in_force: PriceBook, backends: tuple[Backend, ...]) -> bool:
+    """Whether `book` is new: False when it is in force already. Raises ControlError for one that must not be."""
+    if book == in_force:
+        return False
+    known = find_book(tx, book.version)
+    if known is not None and known != book:
+        raise conflict(f"version: {book.version} was used with other prices: raise it above {in_force.version}")
+    if book.version <= in_force.version:
+        raise conflict(f"version: {book.version} is not above {in_force.version}, the one in force: raise it")
+    try:
+        _check_currency(tx, book)
+        _check_compute(book, backends)
+    except SettingsError as error:
+        raise invalid(str(error)) from error
+    return True
+
+
+def adopt_new_book(
+    tx: sa.Connection, book: PriceBook, in_force: PriceBook, backends: tuple[Backend, ...], now_ns: int
+) -> bool:
+    """Store a checked book; it is in force with the next snapshot. False: it is already. Raises ControlError."""
+    if not check_new_book(tx, book, in_force, backends):
+        return False
+    text = encode_price_book(book).decode()
+    tx.execute(price_book.insert().values(version=book.version, body=text, created_ns=now_ns))
+    return True
 
 
 def find_book(tx: sa.Connection, version: int) -> PriceBook | None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from billing.invoices.assemble import InvoiceError
+from billing.ledger.port import PriceBookConflict
 from billing.meter_client import MeterError, ask_meter, decode_body, encode_frame
+from billing.pricebook import book_from_raw
 from tests.unit.billing.invoices.office import Office
 from tests.unit.control.support import Desk
 
@@ -22,6 +24,12 @@ def meter_of(desk: Desk) -> Iterator[Office]:
     def ask(_socket: Path, request: dict[str, Any]) -> dict[str, Any]:
         # Through the frames' codec, so that what cannot travel fails here too.
         asked = decode_body(encode_frame(request)[4:])
+        if asked["op"] == "add_prices":
+            try:
+                office.ledger.prices(book_from_raw(asked["book"]))
+            except PriceBookConflict as error:
+                raise MeterError("conflict", str(error)) from error
+            return {"version": asked["book"]["version"]}
         try:
             return {"answer": office.desk.run(asked["verb"], asked["operation_id"], asked["body"])}
         except InvoiceError as error:

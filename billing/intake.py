@@ -173,10 +173,12 @@ class Intake:
         return log
 
     def _judge(self, judge: Judge) -> tuple[list[Item], list[Rejected]]:
+        verdicts = [judge(call) for _, _, call in self._ready]
+        if not any(verdicts):
+            return self._ready, []
         posts: list[Item] = []
         rejected: list[Rejected] = []
-        for item in self._ready:
-            fault = judge(item[2])
+        for item, fault in zip(self._ready, verdicts, strict=True):
             if fault is None:
                 posts.append(item)
             else:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-#: What a worker imports of ours.
+#: What a worker or the meter imports of ours.
 _PACKAGES: Final = ("gateway", "billing")
 _DONE: Final = "done"
 #: A running worker may still import from the build before this one.
@@ -28,12 +28,22 @@ _BUILDS_MAX: Final = 4
 #: native; what relies on the identity of tuples (`HeaderMemo` and the modules that fill it), which native code unpacks
 #: and packs anew; what is not called per call.
 MODULES: Final = (
+    "billing/amounts.py",
+    "billing/intake.py",
+    "billing/judge.py",
+    "billing/ledger/merkle.py",
+    "billing/ledger/posting.py",
+    "billing/served_template.py",
+    "billing/unpacker.py",
+    "billing/usagelog/framing.py",
     "gateway/auth/credential.py",
     "gateway/auth/keyring.py",
     "gateway/call.py",
     "gateway/heads.py",
     "gateway/metering/log.py",
     "gateway/monitoring/call_line.py",
+    "gateway/monitoring/call_log.py",
+    "gateway/monitoring/metrics.py",
     "gateway/net/budget.py",
     "gateway/net/h1_inbound.py",
     "gateway/net/h1_outbound.py",

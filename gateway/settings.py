@@ -93,7 +93,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     usage_segment_bytes: int = 16 * MIB
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    #: "auto": workers run the compiled hot modules where `make compile` has built them from these very sources.
+    #: "auto": workers and the meter run compiled hot modules where `make compile` has built them from these sources.
     compiled: Literal["auto", "off"] = "auto"
     #: Switched off only by benchmarks that measure the bare proxy; refused outside loopback.
     require_key: bool = True

@@ -163,7 +163,20 @@ class Supervisor:
     def _look_for_compiled(self) -> None:
         """At each start and reload anew: the sources may have changed, and a stale build is never used."""
         self._compiled = find_compiled() if self.settings.compiled == "auto" else None
+        if "meter" in self.children:
+            self.children["meter"].compiled = self._compiled  # for its next start: a reload does not touch the meter
         self.say(f"compiled hot modules: {'yes' if self._compiled else 'no'}")
+
+    def _meter(self) -> Child:
+        settings = self.settings
+        arguments = ["--data-dir", str(settings.data_dir)]
+        if settings.price_book:
+            arguments += ["--prices", str(settings.price_book)]
+        return self._child(
+            "meter",
+            lambda fd: python_module("billing.meter", *arguments, "--ready-fd", str(fd)),
+            compiled=self._compiled,
+        )
 
     def _start_children(self) -> None:
         settings = self.settings
@@ -174,11 +187,7 @@ class Supervisor:
             lambda fd: python_module("gateway.control", "--settings", settings_file, "--ready-fd", str(fd)),
         )
         if settings.metering:
-            prices = ["--prices", str(settings.price_book)] if settings.price_book else []
-            self.children["meter"] = self._child(
-                "meter",
-                lambda fd: python_module("billing.meter", "--data-dir", data_dir, *prices, "--ready-fd", str(fd)),
-            )
+            self.children["meter"] = self._meter()
         if settings.require_key:
             meter_socket = ["--meter-socket", str(settings.meter_socket)] if settings.metering else []
             self.children["quota"] = self._child(
@@ -232,8 +241,8 @@ class Supervisor:
         """Start every child and wait until all serve. Raises SettingsError when one does not come up."""
         for fd_owner in (*self.http_sockets, *self.grpc_sockets):
             fd_owner.set_inheritable(True)
-        self._start_children()
         self._look_for_compiled()
+        self._start_children()
         for index in range(self.settings.workers):
             self.workers[index] = self._start_worker(index)
         waiting = {child.role: child for child in (*self.children.values(), *self.workers.values())}

@@ -162,12 +162,14 @@ def _sort(db: sqlite3.Connection, names: Names, items: Sequence[Item]) -> _Sorte
     for item in items:
         source, seq, served = item
         stored = find_event(db, served)
+        first: Item | None
         if stored is not None:
-            first: Item = (stored.source, stored.seq, stored.served)
+            first = (stored.source, stored.seq, stored.served)
         else:
-            first = fresh.setdefault(served.call_id, item)
-            if first is item:
-                continue
+            first = fresh.get(served.call_id)
+        if first is None:
+            fresh[served.call_id] = item
+            continue
         field = differing_field(served_of(first[2]), served_of(served))
         if field is not None:
             conflicts.append((item, field))

@@ -19,7 +19,7 @@ _LINES_MAX: Final = 4096
 class CallLog:
     """Appends to one file per worker (`calls-w0.jsonl`). `schedule(delay_s, callback)` is the loop's call_later."""
 
-    __slots__ = ("_file", "_lines", "_queue", "_schedule", "_thread", "dropped_lines")
+    __slots__ = ("_file", "_lines", "_queue", "_schedule", "_writer", "dropped_lines")
 
     def __init__(self, path: Path, schedule: Callable[[float, Callable[[], None]], object]) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -27,8 +27,8 @@ class CallLog:
         self._queue: queue.Queue[list[bytes] | None] = queue.Queue(_BATCHES_MAX)
         self._schedule = schedule
         self.dropped_lines = 0
-        self._thread = threading.Thread(target=self._run, name="call-log", daemon=True)
-        self._thread.start()
+        self._writer = threading.Thread(target=self._run, name="call-log", daemon=True)
+        self._writer.start()
 
     def write(self, line: bytes) -> None:
         """Take one whole line."""
@@ -53,7 +53,7 @@ class CallLog:
         """Flush and end the thread; blocks until it is done."""
         self.flush()
         self._queue.put(None)
-        self._thread.join(timeout=5)
+        self._writer.join(timeout=5)
         os.close(self._file)
 
     def _run(self) -> None:

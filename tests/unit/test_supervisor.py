@@ -167,6 +167,15 @@ def test_the_engine_is_told_its_repositories(tmp_path: Path) -> None:
     assert "--threads" not in supervisor_of(tmp_path)._engine_command(7)
 
 
+def test_the_meter_runs_compiled_modules_until_they_are_switched_off(tmp_path: Path) -> None:
+    supervisor = supervisor_of(tmp_path, compiled="off")
+    supervisor._compiled = tmp_path / "built"
+    meter = supervisor.children["meter"] = supervisor._meter()
+    assert meter.compiled == tmp_path / "built"
+    supervisor._look_for_compiled()
+    assert meter.compiled is None
+
+
 class StubbornChild:
     """Writes down when it was stopped and how."""
 

@@ -11,7 +11,9 @@ GROUPS: Final = {
     "models": ("gateway.commands.models", "Models, as their backends report them."),
     "keys": ("gateway.commands.keys", "Create, list, rotate and revoke API keys."),
     "tenants": ("gateway.commands.tenants", "Create, list, suspend and resume tenants."),
-    "plans": ("gateway.commands.plans", "List, show and add plans."),
+    "plans": ("gateway.commands.plans", "Plans, subscriptions, credit, coupons, and the plan simulator."),
+    "prices": ("gateway.commands.prices", "Price books: apply, list, show."),
+    "price": ("gateway.commands.price", "What calls would cost."),
     "billing": ("gateway.commands.billing", "Seller, billing accounts, items and subscriptions."),
     "finance": ("gateway.commands.finance", "Deferred revenue, ageing, margin."),
     "invoices": ("gateway.commands.invoices", "Drafts, invoices, credit notes, payments and refunds."),
@@ -25,6 +27,7 @@ VERBS: Final = {
     "demo": ("gateway.commands.demo", "Start, make real calls, show the charge and the ledger entry."),
     "call": ("gateway.commands.call", "Call a model with an image, text, a file or JSON."),
     "usage": ("gateway.commands.usage", "Calls, rows and charges by day, model, key or tenant."),
+    "rerate": ("gateway.commands.rerate", "Price recorded calls again and show the differences; posts nothing."),
     "reconcile": ("gateway.commands.reconcile", "Prove answered = recorded = posted; exit 1 if not."),
 }
 

@@ -1,4 +1,4 @@
-"""Owns `tollway plans`: list, show, add."""
+"""Owns `tollway plans`: list, show, add, and the mount of the verbs about money and of the simulator."""
 
 import json
 import tomllib
@@ -7,8 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from gateway.commands import plan_money
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, fail, open_api
 from gateway.commands.output import print_json, print_table
+from gateway.commands.simulate import simulate
 
 app = typer.Typer(help="Plans: what a tenant may do, and whether it pays.", no_args_is_help=True)
 
@@ -65,6 +67,21 @@ def add(
     wanted = read_plans(file)
     with open_api(data_dir, api) as control:
         _print([control.post("/admin/plans", plan) for plan in wanted], as_json=as_json)
+
+
+for _verb in (
+    plan_money.apply,
+    plan_money.terms,
+    plan_money.coupons,
+    plan_money.subscribe,
+    plan_money.redeem,
+    plan_money.grant,
+    plan_money.credit,
+    plan_money.settle,
+    plan_money.months,
+    simulate,
+):
+    app.command()(_verb)
 
 
 def read_plans(file: Path) -> list[Any]:

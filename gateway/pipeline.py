@@ -423,7 +423,7 @@ class LiveCall:
             if self.buffered_bytes:
                 self._unbuffer()
             return
-        if body and isinstance(pool, H2UpstreamPool) and head.content_length < 0:
+        if body and isinstance(pool, H2UpstreamPool) and (head.is_grpc or head.content_length < 0):
             self.upstream = pool.request_whole(head.method, head.target, self._forwarded_block(), body, self)
             if self.buffered_bytes:
                 self._unbuffer()

@@ -6,6 +6,7 @@ from gateway.call import Headers
 from gateway.errors import Code, Refusal
 from gateway.net.exchange import Exchange
 from gateway.quota.store import Grant
+from gateway.wire.decimal import PADDED, decimal
 from gateway.wire.field_list import FieldList
 from gateway.wire.grpc import status_trailers
 from gateway.wire.http1 import encode_fields
@@ -13,10 +14,6 @@ from gateway.wire.status import STATUS, oip_error_body
 
 JSON_TYPE: Final = (b"content-type", b"application/json")
 GRPC_TYPE: Final = (b"content-type", b"application/grpc")
-_TABLE_US: Final = 10_000
-_TABLE_NS: Final = _TABLE_US * 1000
-#: Microseconds → milliseconds with three decimals.
-_MS_TEXTS: Final = [b"%d.%03d" % divmod(us, 1000) for us in range(_TABLE_US)]
 
 
 def refuse(exchange: Exchange, refusal: Refusal, identity: Headers, call_id: str) -> int:
@@ -74,19 +71,22 @@ def _split(headers: Headers) -> tuple[Headers, Headers]:
 
 def server_timing(gateway_ns: int, queue_ns: int, backend_ns: int, record_ns: int) -> bytes:
     """`Server-Timing` (W3C), durations in milliseconds with three decimals."""
-    if 0 <= gateway_ns < _TABLE_NS and 0 <= queue_ns < _TABLE_NS and backend_ns < _TABLE_NS and record_ns < _TABLE_NS:
-        # Formatting four floats costs more than a microsecond; most durations are short and stand in a table.
-        return b"gateway;dur=%b, queue;dur=%b, backend;dur=%b, record;dur=%b" % (
-            _MS_TEXTS[gateway_ns // 1000],
-            _MS_TEXTS[queue_ns // 1000],
-            _MS_TEXTS[backend_ns // 1000],
-            _MS_TEXTS[record_ns // 1000],
+    if gateway_ns < 0 or queue_ns < 0 or backend_ns < 0 or record_ns < 0:  # a clock that stepped
+        return b"gateway;dur=%.3f, queue;dur=%.3f, backend;dur=%.3f, record;dur=%.3f" % (
+            gateway_ns / 1e6,
+            queue_ns / 1e6,
+            backend_ns / 1e6,
+            record_ns / 1e6,
         )
-    return b"gateway;dur=%.3f, queue;dur=%.3f, backend;dur=%.3f, record;dur=%.3f" % (
-        gateway_ns / 1e6,
-        queue_ns / 1e6,
-        backend_ns / 1e6,
-        record_ns / 1e6,
+    return b"gateway;dur=%b.%b, queue;dur=%b.%b, backend;dur=%b.%b, record;dur=%b.%b" % (
+        decimal(gateway_ns // 1_000_000),
+        PADDED[gateway_ns // 1000 % 1000],
+        decimal(queue_ns // 1_000_000),
+        PADDED[queue_ns // 1000 % 1000],
+        decimal(backend_ns // 1_000_000),
+        PADDED[backend_ns // 1000 % 1000],
+        decimal(record_ns // 1_000_000),
+        PADDED[record_ns // 1000 % 1000],
     )
 
 

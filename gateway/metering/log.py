@@ -1,17 +1,21 @@
 """HOT PATH. Owns one worker's durable usage log, as the pipeline sees it: append, be told, go on.
 
-The worker's loop appends; a flusher thread makes groups durable; the loop is woken once per group, runs the waiting
-replies and appends one unsynced `Sent` mark for the group (MONEY.md R8). An `Ended` mark, appended for a call whose
-caller had gone, wins over a `Sent` that covers it, whichever of the two comes first.
+The worker's loop appends; the group commit makes groups durable without stopping it; once per group the loop runs the
+waiting replies and appends one unsynced `Sent` mark for the group (MONEY.md R8). An `Ended` mark, appended for a call
+whose caller had gone, wins over a `Sent` that covers it, whichever of the two comes first.
 
 Crash windows: docs/usage-log.md.
 """
 
 import asyncio
+import contextlib
+import logging
 import queue
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from billing import failpoint
 from billing.events import Closed, Ended, Sent, encode
@@ -20,12 +24,16 @@ from billing.usagelog.framing import FrameCodec
 from gateway.clock import Clock
 from gateway.errors import Code, TollwayError
 from gateway.metering.epoch import open_epoch
-from gateway.metering.flusher import End, Flusher, Message, OnDurable
+from gateway.metering.flusher import Flusher
+from gateway.metering.group_commit import End, GroupCommit, Message, OnDurable
 from gateway.metering.limits import LogLimits
+from gateway.metering.loop_flusher import LoopFlusher, SyncMaker, make_kernel_sync
 from gateway.metering.preallocator import Preallocator
 from gateway.metering.segments import SegmentWriter
 
 __all__ = ["LogLimits", "OnDurable", "UsageLog"]
+
+_log: Final = logging.getLogger(__name__)
 
 
 class UsageLog:
@@ -33,8 +41,9 @@ class UsageLog:
 
     The constructor blocks while the first segment is written (call it before serving); it raises OSError if that fails.
     `on_fatal(error)` is called once if a write or sync fails: nothing is recorded from then on, waiting callbacks are
-    never called, the worker must stop (R5). `is_stepped` starts no threads: a simulation steps `flusher` and
-    `preallocator` itself.
+    never called, the worker must stop (R5). Groups are synced by the kernel where it can (`loop_flusher`), else by a
+    thread; another `disk` is always synced by a thread, unless `make_sync` says how. `is_stepped` starts no threads: a
+    simulation steps `flusher` and `preallocator` itself.
     """
 
     def __init__(
@@ -47,8 +56,13 @@ class UsageLog:
         *,
         disk: Disk | None = None,
         codec_for: Callable[[str, int], FrameCodec] = FrameCodec,
+        make_sync: SyncMaker | None = None,
+        is_threaded: bool = False,
         is_stepped: bool = False,
     ) -> None:
+        may_use_kernel = disk is None and not is_threaded and not is_stepped
+        #: What the committing thread runs, or None: the loop commits.
+        self._flusher: Flusher | None = None
         disk = disk or LocalDisk()
         self._loop = loop
         self._call_soon = loop.call_soon
@@ -89,24 +103,49 @@ class UsageLog:
             self.epoch.folder,
             limits.segment_bytes,
             retry_s=limits.spare_retry_s,
-            on_spare=inbox.put,
+            on_spare=self._on_spare,
             on_trouble=lambda error: loop.call_soon_threadsafe(self._on_trouble, error),
         )
         self.threads: list[threading.Thread] = []
-        self.flusher = Flusher(
-            SegmentWriter(disk, self.epoch, limits.segment_bytes, codec),
-            inbox,
-            order_spare=self.preallocator.order,
-            on_durable=lambda first_seq, callbacks, size_bytes: loop.call_soon_threadsafe(
-                self._on_group, first_seq, callbacks, size_bytes
-            ),
-            on_failed=lambda error: loop.call_soon_threadsafe(self._on_failed, error),
-            on_ended=lambda: loop.call_soon_threadsafe(self._on_ended),
-            release=lambda: self._release(disk),
+        self._disk = disk
+        writer = SegmentWriter(disk, self.epoch, limits.segment_bytes, codec)
+        if make_sync is None and may_use_kernel:
+            make_sync = partial(make_kernel_sync, writer.handle)
+        hand = None if make_sync is None else self._try_loop(writer, make_sync)
+        self._hand: Callable[[Message], None] = inbox.put if hand is None else hand
+        if hand is None:
+            commit = GroupCommit(
+                writer,
+                order_spare=self.preallocator.order,
+                on_durable=lambda seq, callbacks, size: loop.call_soon_threadsafe(self._on_group, seq, callbacks, size),
+                on_failed=lambda error: loop.call_soon_threadsafe(self._on_failed, error),
+                on_stopped=self._release,
+            )
+            self._flusher = Flusher(commit, inbox)
+            if not is_stepped:
+                self._start_thread("preallocator", self.preallocator.run)
+                self._start_thread("flusher", self._flusher.run)
+        else:
+            self._start_thread("preallocator", self.preallocator.run)
+
+    def _try_loop(self, writer: SegmentWriter, make_sync: SyncMaker) -> Callable[[Message], None] | None:
+        """Commit groups on the loop; None where that cannot be done."""
+        try:
+            flusher = LoopFlusher(self._loop, make_sync)
+        except OSError as error:
+            _log.info("usage_log_threaded: %s", error)
+            return None
+        flusher.drive(
+            GroupCommit(
+                writer,
+                order_spare=self.preallocator.order,
+                on_durable=self._on_group,
+                on_failed=self._on_failed,
+                # Ending waits for the preallocator, which may wait for the disk: not on the loop.
+                on_stopped=lambda: self._start_thread("end", self._release),
+            )
         )
-        self._hand = inbox.put
-        if not is_stepped:
-            self._start_threads()
+        return flusher.hand
 
     def append(self, payload: bytes, on_durable: OnDurable) -> int:
         """Queue one record; returns its number. `on_durable(seq)` is called on the loop, in order, once it is on disk.
@@ -160,7 +199,7 @@ class UsageLog:
             self.abandon()
             raise
         for thread in self.threads:
-            # The flusher has just said that it ends, and it has waited for the preallocator.
+            # Whoever released the epoch has just said so, and it has waited for the preallocator.
             thread.join()
 
     def start_close(self, on_closed: Callable[[], object]) -> None:
@@ -177,6 +216,17 @@ class UsageLog:
         """Stop at once, as a crash would, but release the epoch when the disk returns. Does not wait."""
         self.is_accepting = self._is_recording = False
         self._hand(End.ABANDON)
+
+    @property
+    def is_on_loop(self) -> bool:
+        """Whether the loop commits, and the kernel syncs for it."""
+        return self._flusher is None
+
+    @property
+    def flusher(self) -> Flusher:
+        """What a simulation steps."""
+        assert self._flusher is not None
+        return self._flusher
 
     # On the loop
 
@@ -280,15 +330,24 @@ class UsageLog:
 
     # Threads
 
-    def _start_threads(self) -> None:
-        for run, name in ((self.preallocator.run, "preallocator"), (self.flusher.run, "flusher")):
-            thread = threading.Thread(target=run, name=f"usage-{name}-{self.epoch.instance}", daemon=True)
-            thread.start()
-            self.threads.append(thread)
+    def _on_spare(self, index: int) -> None:
+        """On the preallocator's thread."""
+        if self._flusher is not None:
+            self._flusher.inbox.put(index)
+            return
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody writes any more
+            self._loop.call_soon_threadsafe(self._hand, index)
 
-    def _release(self, disk: Disk) -> None:
-        """On the flusher's thread, at its end: nothing may write into the folder once the lock is gone."""
+    def _start_thread(self, name: str, run: Callable[[], None]) -> None:
+        thread = threading.Thread(target=run, name=f"usage-{name}-{self.epoch.instance}", daemon=True)
+        self.threads.append(thread)
+        thread.start()
+
+    def _release(self) -> None:
+        """On a thread of ours, at the end: nothing may write into the folder once the lock is gone."""
         self.preallocator.stop()
         if self.threads:
             self.threads[0].join()
-        disk.close(self.epoch.lock)
+        self._disk.close(self.epoch.lock)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._on_ended)

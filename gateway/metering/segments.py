@@ -1,7 +1,7 @@
 """HOT PATH. Owns the writing of frames into preallocated segments, and when a segment gives way to the next.
 
-Used by the flusher only, one thread. Crash windows: a segment is synced before its successor is begun, so whatever a
-successor holds proves that all records before it were durable; a header goes out in the same write as its first frames.
+Used by the group commit only, one thread. Crash windows: a segment is synced before its successor is begun, so whatever
+a successor holds proves that all records before it were durable; a header goes out in one write with its first frames.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ class SegmentWriter:
         self._codec = codec
         self._index = 1
         self._offset = HEADER_BYTES
-        self._handle = disk.open(self._path(1), is_writable=True)
+        self.handle = disk.open(self._path(1), is_writable=True)
         self._spare = 0
         self.next_seq = 1
         #: Everything up to here is on the disk.
@@ -34,25 +34,29 @@ class SegmentWriter:
         self._spare = index
 
     def write(self, payloads: list[bytes]) -> int:
-        """Write the first n of `payloads`, without a sync but when it changes segments; returns n.
+        """Write the first n of `payloads`, without a sync; returns n.
 
-        n < len(payloads): a spare segment is needed and not there. The index it must have is `wanted_index`.
+        n < len(payloads): a spare segment is needed and not there (the index it must have is `wanted_index`), or it is
+        there and this one must be synced first.
         """
         done = self._write_here(payloads, 0)
-        while done < len(payloads) and self._spare:
+        # A power cut could keep a successor and lose what was not synced here, marks included: a gap.
+        while done < len(payloads) and self._spare and not self.has_unsynced:
             self._roll()
             done += self._write_here(payloads, done)
         return done
 
     def sync(self) -> None:
-        """Make everything written durable."""
-        self._disk.fdatasync(self._handle)
+        """Make everything written durable; `note_synced` follows."""
+        self._disk.fdatasync(self.handle)
+
+    def note_synced(self) -> None:
+        """`handle` was synced, and nothing was written since that began."""
         self.durable_seq = self.next_seq - 1
 
-    def sync_rest(self) -> None:
-        """Make what is not durable yet durable, if there is any."""
-        if self.durable_seq < self.next_seq - 1:
-            self.sync()
+    @property
+    def has_unsynced(self) -> bool:
+        return self.durable_seq < self.next_seq - 1
 
     @property
     def wanted_index(self) -> int | None:
@@ -60,7 +64,7 @@ class SegmentWriter:
         return None if self._spare else self._index + 1
 
     def close(self) -> None:
-        self._disk.close(self._handle)
+        self._disk.close(self.handle)
 
     def _write_here(self, payloads: list[bytes], start: int) -> int:
         parts, count, length = self._codec.encode(
@@ -69,9 +73,9 @@ class SegmentWriter:
         if count:
             if self._offset == HEADER_BYTES and self._index > 1:
                 parts.insert(0, self._header())
-                self._disk.pwrite(self._handle, b"".join(parts), 0)
+                self._disk.pwrite(self.handle, b"".join(parts), 0)
             else:
-                self._disk.pwrite(self._handle, b"".join(parts), self._offset)
+                self._disk.pwrite(self.handle, b"".join(parts), self._offset)
             self._offset += length
             self.next_seq += count
         return count
@@ -81,11 +85,9 @@ class SegmentWriter:
         return encode_header(epoch.instance, epoch.number, self._index, self.next_seq, self._segment_bytes)
 
     def _roll(self) -> None:
-        # Marks may be unsynced here; without this sync a power cut could keep the successor and lose them: a gap.
-        self.sync_rest()
         successor = self._disk.open(self._path(self._spare), is_writable=True)
-        self._disk.close(self._handle)
-        self._handle, self._index, self._spare, self._offset = successor, self._spare, 0, HEADER_BYTES
+        self._disk.close(self.handle)
+        self.handle, self._index, self._spare, self._offset = successor, self._spare, 0, HEADER_BYTES
 
     def _path(self, index: int) -> Path:
         return self._epoch.folder / segment_name(index)

@@ -346,6 +346,7 @@ class Http2Connection:
             or size > self._recv_window_bytes
             or size > self.stream_window_bytes
             or len(self.streams) >= self.limits.streams_max
+            or decoded.head.content_length not in (-1, size)
         ):
             # Anything unusual is taken step by step.
             self._take_block(stream_id, decoded, is_end=False)
@@ -364,7 +365,7 @@ class Http2Connection:
         if block.head is None:
             block.head = self._request_head(block)
         head = block.head
-        return type(head) is RequestHead and head.is_grpc and head.content_length < 0 and not head.expects_continue
+        return type(head) is RequestHead and head.is_grpc and not head.expects_continue
 
     def on_reply_whole(self, stream_id: int, block: bytes, body: bytes, trailers: bytes) -> None:
         # Whether the last block is usual must be known before the first is told; the first may be a new one.

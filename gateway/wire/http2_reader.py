@@ -72,6 +72,8 @@ class FrameReader:
         "_data_left",
         "_data_padding",
         "_data_stream_id",
+        "_held",
+        "_held_last",
         "_is_client",
         "_is_started",
         "_is_stopped",
@@ -103,6 +105,9 @@ class FrameReader:
         self._block_bytes = 0
         self._block_frames = 0
         self._block_is_end = False
+        #: Server, within `feed` only: request heads whose bodies may follow after other heads, in order.
+        self._held: dict[int, bytes] = {}
+        self._held_last = 0
 
     @property
     def is_mid_frame(self) -> bool:
@@ -113,6 +118,7 @@ class FrameReader:
         self._is_stopped = True
         self._pending = b""
         self._block_parts = []
+        self._held.clear()
 
     def feed(self, data: bytes) -> None:
         """Take what the socket gave. Raises Http2Error."""
@@ -139,7 +145,9 @@ class FrameReader:
                 and self._is_started
                 and not self._block_stream_id
             ):
-                end = self._whole(data, stream_id, start, start + low, size)
+                end = 0 if self._held else self._whole(data, stream_id, start, start + low, size)
+                if not end and not self._is_client:
+                    end = self._hold(data, stream_id, start, start + low, size)
                 if end:
                     position = end
                     continue
@@ -152,6 +160,15 @@ class FrameReader:
             if self._block_stream_id and (kind != CONTINUATION or stream_id != self._block_stream_id):
                 raise Http2Error(H2Code.PROTOCOL_ERROR, "a header block was interrupted")
             end = start + length
+            if self._held:
+                if kind == DATA and flags == END_STREAM and 0 < length <= self._body_bytes_max and end <= size:
+                    block = self._take_first(stream_id)
+                    if block is not None:
+                        self._sink.on_request_whole(stream_id, block, data[start:end])
+                        position = end
+                        continue
+                self._release()
+                continue  # the frame is read again, unless what was released stopped us
             if kind == DATA:
                 if flags & PADDED and length and start >= size:
                     break
@@ -180,8 +197,36 @@ class FrameReader:
             else:
                 self._sink.on_frame(kind, flags, stream_id, data[start:end])
             position = end
+        if self._held:
+            self._release()
         if position < size and not self._is_stopped:
             self._pending = data[position:]
+
+    # Clients with several streams may send all heads first and then all bodies (nghttp2 does). Within one read a head
+    # waits for its body, so that such requests are handed on whole, too; heads keep their order, and any other frame
+    # lets them go first.
+
+    def _hold(self, data: bytes, stream_id: int, start: int, end: int, size: int) -> int:
+        """Keep a head back; returns the position after it, 0 if it is not to be kept."""
+        if end >= size or (self._held and stream_id <= self._held_last):
+            return 0
+        self._held[stream_id] = data[start:end]
+        self._held_last = stream_id
+        return end
+
+    def _take_first(self, stream_id: int) -> bytes | None:
+        """The block of `stream_id` if it is the first that is held."""
+        for first in self._held:
+            return self._held.pop(first) if first == stream_id else None
+        return None
+
+    def _release(self) -> None:
+        """Hand on the heads that are held, as if their bodies were still to come."""
+        held, self._held = self._held, {}
+        for stream_id, block in held.items():
+            if self._is_stopped:
+                return
+            self._sink.on_block(stream_id, block, is_end=False)
 
     def _match_preface(self, data: bytes) -> int:
         expected = self._preface_left

@@ -26,7 +26,7 @@ class Scribe:
         """One group; segments are made as they are needed."""
         self.write_raw([encode(record) for record in records])
         if is_synced:
-            self.writer.sync()
+            self._sync()
 
     def write_raw(self, payloads: list[bytes]) -> None:
         while payloads:
@@ -35,6 +35,12 @@ class Scribe:
             if payloads and wanted is not None:
                 self.disk.preallocate(self.segment(wanted), self.segment_bytes)
                 self.writer.add_spare(wanted)
+            if payloads and self.writer.has_unsynced:
+                self._sync()
+
+    def _sync(self) -> None:
+        self.writer.sync()
+        self.writer.note_synced()
 
     def die(self) -> None:
         self.writer.close()

@@ -1,7 +1,8 @@
-"""The usage log with its real threads, on a real loop and the machine's disk."""
+"""The usage log on a real loop and the machine's disk, synced by the kernel and by its thread."""
 
 import asyncio
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -40,9 +41,21 @@ class HeldDisk(LocalDisk):
         os.fdatasync(handle)
 
 
+@pytest.fixture(params=["kernel", "thread"], autouse=True)
+def is_threaded(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(sys.modules[__name__], "IS_THREADED", request.param == "thread")
+    return bool(request.param == "thread")
+
+
+IS_THREADED = False
+
+
 def open_log(folder: Path, **limits: Any) -> UsageLog:
     limits = {"segment_bytes": 4096, **limits}
-    return UsageLog(folder, asyncio.get_running_loop(), SystemClock(), LogLimits(**limits), _never)
+    loop = asyncio.get_running_loop()
+    log = UsageLog(folder, loop, SystemClock(), LogLimits(**limits), _never, is_threaded=IS_THREADED)
+    assert log.is_on_loop is not IS_THREADED
+    return log
 
 
 def _never(error: Exception) -> None:

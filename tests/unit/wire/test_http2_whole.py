@@ -62,11 +62,12 @@ def heard(peer: Peer) -> tuple[object, ...]:
     return (peer.recorder.log, peer.recorder.body, peer.error_code, peer.sent(), sorted(peer.connection.streams))
 
 
+HEADS = head(1, GRPC) + head(3, GRPC)
 REQUESTS = {
     "plain": (head(1, GRPC) + data(1, b"abc", is_end=True), 1),
     "two": (head(1, GRPC) + data(1, b"abc", is_end=True) + head(3, GRPC) + data(3, b"d", is_end=True), 2),
     "not gRPC": (head(1) + data(1, b"abc", is_end=True), 0),
-    "with a length": (head(1, [*GRPC, (b"content-length", b"3")]) + data(1, b"abc", is_end=True), 0),
+    "with a length": (head(1, [*GRPC, (b"content-length", b"3")]) + data(1, b"abc", is_end=True), 1),
     "with a wrong length": (head(1, [*GRPC, (b"content-length", b"4")]) + data(1, b"abc", is_end=True), 0),
     "that expects 100": (head(1, [*GRPC, (b"expect", b"100-continue")]) + data(1, b"abc", is_end=True), 0),
     "without an end": (head(1, GRPC) + data(1, b"abc"), 0),
@@ -83,6 +84,25 @@ REQUESTS = {
     "with its window opened only": (head(1, GRPC) + frame(8, 0, 1, b"\0\0\0\5"), 0),
     "with another window opened": (head(1, GRPC) + frame(8, 0, 0, b"\0\0\0\5") + data(1, b"a", is_end=True), 0),
     "then a gap": (head(1, GRPC) + frame(frames.PING, 0, 0, b"8 octets") + data(1, b"abc", is_end=True), 0),
+    "heads first": (HEADS + data(1, b"abc", is_end=True) + data(3, b"d", is_end=True), 2),
+    "heads first, and a third": (HEADS + head(5, GRPC) + data(1, b"abc", is_end=True), 1),
+    "heads first, then in another order": (HEADS + data(3, b"abc", is_end=True) + data(1, b"d", is_end=True), 0),
+    "heads first, one body in parts": (HEADS + data(1, b"abc", is_end=True) + data(3, b"d") + data(3, b"e"), 1),
+    "heads first, an empty body": (HEADS + data(1, b"", is_end=True) + data(3, b"d", is_end=True), 0),
+    "heads first, a padded body": (
+        HEADS + frame(frames.DATA, frames.END_STREAM | frames.PADDED, 1, padded(b"abc", 3)) + data(3, b"d"),
+        0,
+    ),
+    "heads first, then a PING": (HEADS + frame(frames.PING, 0, 0, b"8 octets") + data(1, b"abc", is_end=True), 0),
+    "heads first, then a reset": (HEADS + frames.rst_stream(3, 8) + data(1, b"abc", is_end=True), 0),
+    "heads first, then trailers": (HEADS + head(1, [(b"x", b"y")], is_end=True) + data(3, b"d", is_end=True), 0),
+    "a head twice": (head(1, GRPC) + head(1, GRPC) + data(1, b"abc", is_end=True), 0),
+    "heads only": (HEADS + head(5, GRPC), 0),
+    "heads first, one malformed": (
+        head(1, GRPC) + head(3, [*GRPC, (b"Bad", b"name")]) + data(1, b"abc", is_end=True) + data(3, b"d"),
+        1,
+    ),
+    "heads first, one that falls": (head(3, GRPC) + head(1, GRPC) + data(3, b"abc", is_end=True), 0),
     "interrupting a block": (
         frame(frames.HEADERS, 0, 1, block(GRPC)) + head(3, GRPC) + data(3, b"abc", is_end=True),
         0,

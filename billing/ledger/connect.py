@@ -96,8 +96,10 @@ def open_reader(path: Path) -> sqlite3.Connection:
 def _ensure_schema(db: sqlite3.Connection, path: Path) -> None:
     db.execute("BEGIN IMMEDIATE")
     try:
-        if _schema_version(db) == 0 and not db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
-            for statement in _statements(schema_sql()):
+        have = _schema_version(db)
+        is_new = have == 0 and not db.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+        if is_new or (0 < have < SCHEMA_VERSION and _application_id(db) == APPLICATION_ID):
+            for statement in statements(schema_sql(have)):
                 db.execute(statement)
             db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
@@ -110,14 +112,20 @@ def _ensure_schema(db: sqlite3.Connection, path: Path) -> None:
 
 
 def _check_schema(db: sqlite3.Connection, path: Path) -> None:
-    (application_id,) = db.execute("PRAGMA application_id").fetchone()
-    version = _schema_version(db)
+    application_id, version = _application_id(db), _schema_version(db)
     if version == 0 and application_id == 0:
         raise LedgerUnavailable(f"{path.name}: the ledger is being created; try again")
     if application_id != APPLICATION_ID:
         raise LedgerError(f"{path.name}: is not a Tollway ledger")
+    if 0 < version < SCHEMA_VERSION:
+        raise LedgerUnavailable(f"{path.name}: has schema {version}; the meter of this release brings it up to date")
     if version != SCHEMA_VERSION:
         raise LedgerError(f"{path.name}: has schema {version}, this release reads {SCHEMA_VERSION}")
+
+
+def _application_id(db: sqlite3.Connection) -> int:
+    (application_id,) = db.execute("PRAGMA application_id").fetchone()
+    return int(application_id)
 
 
 def _schema_version(db: sqlite3.Connection) -> int:
@@ -125,7 +133,7 @@ def _schema_version(db: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _statements(script: str) -> Iterator[str]:
+def statements(script: str) -> Iterator[str]:
     """Complete statements of `script` one by one: executescript would commit in between."""
     pending = ""
     for part in script.split(";"):

@@ -5,11 +5,15 @@ What a command writes and what it posts commit together or not at all, so a docu
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
+from billing.ledger.accounts import kind_of
 from billing.ledger.names import Names
 from billing.ledger.posting import seal_all
 from billing.ledger.rules import Line, Transaction, check_balanced
+
+#: The instant before which nothing can be posted any more (billing.ledger.periods).
+OPEN_SINCE: Final = "SELECT COALESCE(MAX(end_ns), 0) FROM period"
 
 
 class Journal:
@@ -22,18 +26,26 @@ class Journal:
     def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self.db.execute(statement, tuple(values))
 
+    def forget_names(self) -> None:
+        """To be called after a part of the transaction was undone: names may have been made in it."""
+        self._names.forget()
+
     def post(self, kind: str, tenant: str, posted_ns: int, lines: Sequence[Line]) -> int:
         """Seal one journal transaction over `lines`; its id. It carries no events.
 
-        Raises LedgerError unless `lines` sum to zero per currency.
+        A posting time inside a closed period becomes the first instant of the open one. Raises LedgerError unless
+        `lines` sum to zero per currency and all their accounts are in the chart.
         """
         check_balanced(lines)
+        for line in lines:
+            kind_of(line.account)
+        (open_since_ns,) = self.db.execute(OPEN_SINCE).fetchone()
         (tx_id,) = self.db.execute("SELECT COALESCE(MAX(tx_id), 0) + 1 FROM seal").fetchone()
         transaction = Transaction(
             tx_id=tx_id,
             kind=kind,
             tenant=tenant,
-            posted_ns=posted_ns,
+            posted_ns=max(posted_ns, open_since_ns),
             first_event_id=0,
             event_count=0,
             ok_count=0,

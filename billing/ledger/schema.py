@@ -7,7 +7,7 @@ Every append-only table raises on UPDATE and DELETE; inserts that REPLACE would 
 from typing import Final
 
 APPLICATION_ID: Final = 0x546F6C6C  # "Toll"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _TABLES: Final = """
 CREATE TABLE log (
@@ -110,12 +110,60 @@ BEGIN SELECT RAISE(ABORT, 'watermark: is never deleted'); END;
 """
 
 
-def schema_sql() -> str:
-    """Every statement that makes an empty file a ledger."""
-    return _TABLES + _GUARDS + "".join(_append_only(table) for table in APPEND_ONLY)
+#: What version 2 added: closed periods with the balances at their closing, and two-phase transfers.
+_PERIODS: Final = """
+CREATE TABLE period (
+  period_id INTEGER PRIMARY KEY, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL CHECK (end_ns > start_ns),
+  through_tx_id INTEGER NOT NULL, closed_ns INTEGER NOT NULL CHECK (closed_ns >= end_ns), hash BLOB NOT NULL) STRICT;
+CREATE TABLE period_balance (
+  period_id INTEGER NOT NULL, account_id INTEGER NOT NULL REFERENCES account, units INTEGER NOT NULL,
+  nanos INTEGER NOT NULL, PRIMARY KEY (period_id, account_id)) STRICT, WITHOUT ROWID;
+CREATE TABLE transfer (
+  transfer_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, phase TEXT NOT NULL CHECK (phase IN
+    ('single', 'pending', 'post', 'void')), pending_id TEXT NOT NULL, debit TEXT NOT NULL, credit TEXT NOT NULL,
+  currency TEXT NOT NULL, amount_nanos INTEGER NOT NULL CHECK (amount_nanos >= 0), expires_ns INTEGER NOT NULL,
+  at_ns INTEGER NOT NULL, tx_id INTEGER NOT NULL) STRICT;
+CREATE UNIQUE INDEX transfer_ends_once ON transfer (pending_id) WHERE pending_id <> '';
+CREATE TABLE transfer_open (
+  transfer_id TEXT PRIMARY KEY REFERENCES transfer, debit TEXT NOT NULL, currency TEXT NOT NULL,
+  amount_nanos INTEGER NOT NULL) STRICT;
+CREATE INDEX transfer_open_by_debit ON transfer_open (debit, currency);
+CREATE TRIGGER period_next BEFORE INSERT ON period
+WHEN NEW.period_id <> 1 + COALESCE((SELECT MAX(period_id) FROM period), 0)
+  OR NEW.start_ns <> COALESCE((SELECT MAX(end_ns) FROM period), 0)
+BEGIN SELECT RAISE(ABORT, 'period: begins where the one before ended'); END;
+CREATE TRIGGER period_closed BEFORE INSERT ON journal_tx
+WHEN NEW.posted_ns < COALESCE((SELECT MAX(end_ns) FROM period), 0)
+BEGIN SELECT RAISE(ABORT, 'journal_tx: its period is closed and takes no entry'); END;
+CREATE TRIGGER transfer_end BEFORE INSERT ON transfer
+WHEN NEW.pending_id <> '' AND NOT EXISTS (
+  SELECT 1 FROM transfer WHERE transfer_id = NEW.pending_id AND phase = 'pending' AND amount_nanos >= NEW.amount_nanos)
+BEGIN SELECT RAISE(ABORT, 'transfer: ends no pending one, or takes more than was held'); END;
+CREATE TRIGGER transfer_open_fixed BEFORE UPDATE ON transfer_open
+WHEN NEW.amount_nanos <> OLD.amount_nanos OR NEW.debit <> OLD.debit OR NEW.transfer_id <> OLD.transfer_id
+BEGIN SELECT RAISE(ABORT, 'transfer_open: never changes'); END;
+CREATE TRIGGER transfer_open_ended BEFORE DELETE ON transfer_open
+WHEN NOT EXISTS (SELECT 1 FROM transfer WHERE pending_id = OLD.transfer_id)
+BEGIN SELECT RAISE(ABORT, 'transfer_open: is closed only by a post or a void'); END;
+"""
+#: (version, tables and guards, tables that take no UPDATE and no DELETE). A released step is never edited.
+STEPS: Final = (
+    (1, _TABLES + _GUARDS, APPEND_ONLY),
+    (2, _PERIODS, ("period", "period_balance", "transfer")),
+)
 
 
-def _append_only(table: str) -> str:
+def schema_sql(have: int = 0) -> str:
+    """Every statement that brings a ledger of version `have` (0: an empty file) up to SCHEMA_VERSION."""
+    return "".join(
+        script + "".join(append_only_sql(table) for table in tables)
+        for version, script, tables in STEPS
+        if version > have
+    )
+
+
+def append_only_sql(table: str) -> str:
+    """The triggers that refuse UPDATE and DELETE on `table`."""
     return "".join(
         f"CREATE TRIGGER {table}_no_{verb.lower()} BEFORE {verb} ON {table} "
         f"BEGIN SELECT RAISE(ABORT, '{table}: append-only, {verb} is refused'); END;\n"

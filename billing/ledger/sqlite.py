@@ -8,12 +8,13 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from billing import failpoint
 from billing.events import encode
 from billing.ledger.connect import lock_writer, open_writer, translated
-from billing.ledger.journal import Journal
+from billing.ledger.journal import OPEN_SINCE, Journal
 from billing.ledger.names import Names
 from billing.ledger.port import (
     BATCH_EVENTS_MAX,
@@ -116,6 +117,10 @@ class SqliteLedger:
 
     def _post(self, batch: Batch, post_groups: Callable[[sqlite3.Connection, Names, Batch], Posted]) -> PostReport:
         with self._transaction():
+            (open_since_ns,) = self._db.execute(OPEN_SINCE).fetchone()
+            if batch.now_ns < open_since_ns:
+                # The clock was set back over the end of a closed period, which takes nothing any more.
+                batch = replace(batch, now_ns=open_since_ns)
             groups, conflicts = post_groups(self._db, self._names, batch)
             quarantined = self._quarantine(batch, conflicts)
             voided = self._void(batch)

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from billing.events import Outcome, Served
 from billing.judge import find_fault
 from billing.ledger.merkle import leaves_of, merkle_root
+from billing.ledger.periods import broken_periods
 from billing.ledger.port import LedgerError
 from billing.ledger.rules import (
     GENESIS,
@@ -84,6 +85,8 @@ def verify_ledger(db: sqlite3.Connection) -> Verification:
     if events < last_event:
         audit.note("events_outside", f"event {events + 1}", f"{last_event - events} in no transaction")
     _verify_balance(audit)
+    for period_id, finding in broken_periods(db):
+        audit.note("period", f"period {period_id}", finding)
     return Verification(last_tx, events, head, charged, tuple(audit.problems))
 
 

@@ -1,15 +1,17 @@
-"""Owns `tollway ledger`: trial balance, entries, and one call's way into the ledger."""
+"""Owns `tollway ledger`: trial balance, entries, one call's way into the ledger, and the closing of periods."""
 
 from typing import Annotated
 
 import typer
 
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, open_api
-from gateway.commands.output import print_fields, print_json, print_table
+from gateway.commands.invoices import OperationId, run_command
+from gateway.commands.output import parse_day_ns, print_fields, print_json, print_table
 
-app = typer.Typer(help="The double-entry ledger, read only.", no_args_is_help=True)
+app = typer.Typer(help="The double-entry ledger.", no_args_is_help=True)
 
 BALANCES = ("account", "currency", "balance", "debit_nanos", "credit_nanos", "calls")
+PERIODS = ("period_id", "start", "end", "closed_at", "through_tx", "hash")
 ENTRIES = ("tx", "line", "posted_at", "tenant", "account", "amount", "currency", "calls")
 
 
@@ -26,6 +28,34 @@ def trial_balance(*, data_dir: DataDir = DEFAULT_DATA_DIR, api: ApiUrl = None, a
         typer.echo("balanced" if answer["is_balanced"] else f"NOT balanced: {answer['totals_nanos']}")
     if not answer["is_balanced"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def periods(*, data_dir: DataDir = DEFAULT_DATA_DIR, api: ApiUrl = None, as_json: AsJson = False) -> None:
+    """Closed periods: they take no entry any more."""
+    with open_api(data_dir, api) as control:
+        found = control.get("/admin/ledger/periods")
+    if as_json:
+        print_json(found)
+    else:
+        print_table(PERIODS, ([one[column] for column in PERIODS] for one in found))
+
+
+@app.command()
+def close(
+    *,
+    before: Annotated[str, typer.Option(help="Close all days before this one, such as 2026-02-01.")],
+    zone: Annotated[str, typer.Option(help="IANA time zone of that day.")] = "UTC",
+    operation_id: OperationId = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    api: ApiUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Close a period for good: nothing can be posted into it afterwards, late calls go to the open one."""
+    body = {"end_ns": parse_day_ns("--before", before, zone)}
+    with open_api(data_dir, api) as control:
+        made = run_command(control, "period.close", body, operation_id)
+    print_json(made) if as_json else print_fields(made)
 
 
 @app.command()

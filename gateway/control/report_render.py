@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from billing.events import Outcome
 from billing.ledger import views as ledger
+from billing.ledger.periods import Period
 from billing.money import format_nanos
 from billing.reconcile import Report
 from billing.usage import UsageRow
@@ -13,6 +14,7 @@ from gateway.control.report_views import (
     CallView,
     EntriesView,
     LedgerEntryView,
+    PeriodView,
     ProblemView,
     ReconcileView,
     TrialBalanceView,
@@ -108,4 +110,15 @@ def _entry(entry: ledger.EntryView) -> LedgerEntryView:
         amount_nanos=entry.amount_nanos,
         amount=format_nanos(entry.amount_nanos),
         calls=entry.calls,
+    )
+
+
+def period(closed: Period) -> PeriodView:
+    return PeriodView(
+        period_id=closed.period_id,
+        start=instant(closed.start_ns),
+        end=instant(closed.end_ns),
+        closed_at=instant(closed.closed_ns),
+        through_tx=closed.through_tx_id,
+        hash=closed.hash.hex(),
     )

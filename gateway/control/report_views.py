@@ -92,6 +92,17 @@ class CallView(View):
     entries: list[LedgerEntryView]
 
 
+class PeriodView(View):
+    """A closed period of posting times; it takes no entry any more, and its hash seals what was booked in it."""
+
+    period_id: int
+    start: str | None
+    end: str | None
+    closed_at: str | None
+    through_tx: int
+    hash: str
+
+
 class ProblemView(View):
     kind: str
     where: str

@@ -15,12 +15,13 @@ from fastapi import Path as InPath
 
 from billing.ledger import views as ledger
 from billing.ledger.connect import LEDGER_FILE, open_reader
+from billing.ledger.periods import periods
 from billing.ledger.port import LedgerError, LedgerUnavailable
 from billing.reconcile import reconcile
 from billing.usage import Dimension, UsageError, usage_by
 from gateway.control import report_render as render
 from gateway.control.errors import ControlCode, ControlError, invalid, not_found
-from gateway.control.report_views import CallView, EntriesView, ReconcileView, TrialBalanceView, UsageView
+from gateway.control.report_views import CallView, EntriesView, PeriodView, ReconcileView, TrialBalanceView, UsageView
 from gateway.control.routes import ERRORS, PAGE_DEFAULT, PAGE_MAX, REQUIRE_ACTOR, Limit
 from gateway.control.views import ErrorView
 
@@ -100,6 +101,12 @@ def get_call(request: Request, call_id: Annotated[str, InPath(max_length=64)]) -
     if found is None:
         raise not_found("posted call", call_id)
     return render.call(found)
+
+
+@router.get("/ledger/periods", tags=["ledger"])
+def list_periods(request: Request) -> list[PeriodView]:
+    """The closed periods in order. `POST /admin/billing/commands/period.close` closes the next."""
+    return [render.period(one) for one in _ask(request, periods)]
 
 
 @router.get("/reconcile", tags=["ledger"])

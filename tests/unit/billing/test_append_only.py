@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from billing.ledger.periods import broken_periods, close_period
 from billing.ledger.port import Batch, Ending, Position, Rejected
-from billing.ledger.schema import APPEND_ONLY
+from billing.ledger.schema import STEPS
 from billing.ledger.sqlite import SqliteLedger
+from billing.ledger.transfers import Transfer, transfer
 from tests.unit.billing.making import BOOK, W0, call, items
 
 
@@ -34,8 +36,22 @@ def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     connection.close()
 
 
-@pytest.mark.parametrize("table", APPEND_ONLY)
-def test_no_row_is_updated_or_deleted(db: sqlite3.Connection, table: str) -> None:
+@pytest.fixture
+def closed(db: sqlite3.Connection, tmp_path: Path) -> sqlite3.Connection:
+    """The same with transfers and a closed period."""
+    ledger = SqliteLedger(tmp_path / "ledger.db")
+    with ledger.journal() as journal:
+        funded = Transfer("top", "acme", "single", 5, "cash:psp:bank", "contract_liability:prepaid:acme", "USD")
+        held = Transfer("hold", "acme", "pending", 5, funded.credit, "revenue:breakage", "USD")
+        assert [one.tx_id > 0 for one in transfer(journal, [funded, held], 6)] == [True, False]
+        close_period(journal, 7, 7)
+    ledger.close()
+    return db
+
+
+@pytest.mark.parametrize("table", [table for _, _, tables in STEPS for table in tables])
+def test_no_row_is_updated_or_deleted(closed: sqlite3.Connection, table: str) -> None:
+    db = closed
     columns = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
     assert db.execute(f"SELECT COUNT(*) FROM {table}").fetchone()[0] > 0
     for column in columns:
@@ -130,3 +146,32 @@ def test_next_transaction_waits_for_the_seal_of_the_last(db: sqlite3.Connection)
         db.execute("INSERT INTO journal_tx SELECT 3, kind, tenant_id, 0, 3, 0, 0, 0, 0, 1, x'' FROM journal_tx LIMIT 1")
     with pytest.raises(sqlite3.IntegrityError, match="only the newest"):
         db.execute("INSERT INTO seal VALUES (1, x'00')")
+
+
+def test_what_is_held_neither_changes_nor_ends_without_a_post_or_a_void(closed: sqlite3.Connection) -> None:
+    db = closed
+    with pytest.raises(sqlite3.IntegrityError, match="never changes"):
+        db.execute("UPDATE transfer_open SET amount_nanos = 1")
+    with pytest.raises(sqlite3.IntegrityError, match="closed only by a post or a void"):
+        db.execute("DELETE FROM transfer_open")
+
+
+def test_closed_period_takes_no_transaction_whoever_writes(closed: sqlite3.Connection) -> None:
+    db = closed
+    with pytest.raises(sqlite3.IntegrityError, match="closed and takes no entry"):
+        db.execute(
+            "INSERT INTO journal_tx SELECT tx_id + 1, kind, tenant_id, 6, 0, 0, 0, 0, 0, 0, merkle_root FROM journal_tx"
+            " ORDER BY tx_id DESC LIMIT 1"
+        )
+    with pytest.raises(sqlite3.IntegrityError, match="begins where the one before ended"):
+        db.execute("INSERT INTO period VALUES (2, 0, 9, 1, 9, x'00')")
+
+
+@pytest.mark.parametrize("forgery", ["UPDATE period SET hash = x'00'", "UPDATE period_balance SET nanos = nanos + 1"])
+def test_forged_period_is_found(closed: sqlite3.Connection, forgery: str) -> None:
+    db = closed
+    for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        db.execute(f"DROP TRIGGER {name}")
+    assert broken_periods(db) == []
+    db.execute(forgery)
+    assert [period_id for period_id, _ in broken_periods(db)] == [1]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from billing.ledger.connect import journal_mode_for, open_reader
+from billing.ledger.connect import journal_mode_for, open_reader, statements
 from billing.ledger.names import CACHE_MAX, Names
+from billing.ledger.periods import close_period
 from billing.ledger.port import Batch, LedgerError, LedgerUnavailable, Position
+from billing.ledger.schema import APPLICATION_ID, STEPS, append_only_sql
 from billing.ledger.sqlite import SqliteLedger
 from billing.ledger.verify import verify_ledger
 from billing.ledger.views import balance_of
@@ -71,10 +73,29 @@ def test_file_that_is_no_database_is_refused(path: Path) -> None:
 def test_newer_schema_is_refused(ledger: SqliteLedger, path: Path) -> None:
     ledger.close()
     later = sqlite3.connect(path)
-    later.execute("PRAGMA user_version = 2")
+    later.execute("PRAGMA user_version = 3")
     later.close()
-    with pytest.raises(LedgerError, match="has schema 2, this release reads 1"):
+    with pytest.raises(LedgerError, match="has schema 3, this release reads 2"):
         SqliteLedger(path)
+
+
+def test_ledger_of_the_first_release_is_brought_up_to_date(path: Path) -> None:
+    old = sqlite3.connect(path, isolation_level=None)
+    for version, script, tables in STEPS:
+        if version == 1:
+            for statement in statements(script + "".join(append_only_sql(table) for table in tables)):
+                old.execute(statement)
+    old.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    old.execute("PRAGMA user_version = 1")
+    old.close()
+    with pytest.raises(LedgerUnavailable, match="has schema 1; the meter of this release"):
+        open_reader(path)
+    ledger = SqliteLedger(path)
+    assert ledger.post(Batch(posts=items([1]), now_ns=5)).posted == 1
+    with ledger.journal() as journal:
+        assert close_period(journal, 6, 6).period_id == 1
+    ledger.close()
+    open_reader(path).close()
 
 
 def test_reader_cannot_write_and_says_when_there_is_nothing_yet(ledger: SqliteLedger, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Owns `tollway finance`: deferred revenue, ageing of receivables, margin."""
+"""Owns `tollway finance`: deferred revenue, ageing of receivables, margin, and the check that all figures agree."""
 
 from typing import Annotated
 
@@ -54,6 +54,22 @@ def ageing(*, data_dir: DataDir = DEFAULT_DATA_DIR, api: ApiUrl = None, as_json:
         print_json(rows)
     else:
         print_table(AGES, ([row[column] for column in AGES] for row in rows), right=frozenset(AGES[2:]))
+
+
+@app.command()
+def check(*, data_dir: DataDir = DEFAULT_DATA_DIR, api: ApiUrl = None, as_json: AsJson = False) -> None:
+    """Compare usage, invoices and ledger of every tenant; exit 1 unless they say the same."""
+    with open_api(data_dir, api) as control:
+        found = control.get("/admin/billing/reports/equality")
+    if as_json:
+        print_json(found)
+    else:
+        columns = ("tenant", "currency", "what", "expected_nanos", "found_nanos")
+        if found["differences"]:
+            print_table(columns, ([one[column] for column in columns] for one in found["differences"]))
+        typer.echo(f"{found['tenants']} tenants: {'equal' if found['is_ok'] else 'NOT equal'}")
+    if not found["is_ok"]:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from billing.meter_client import ask_meter
 from gateway.control import (
     routes_billing,
+    routes_me,
     routes_policy,
     routes_pricing,
     routes_psp,
@@ -70,6 +71,7 @@ def build_app(registry: Registry, data_dir: Path) -> FastAPI:
         routes_billing.router,
         routes_psp.router,
         routes_webhooks.router,
+        routes_me.router,
     ):
         app.include_router(router)
     for kind, handler in (

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from pydantic import Field
 
+from billing.equality import Equality
 from billing.invoices.document import Document
 from billing.invoices.life import State, Step
 from billing.invoices.store import Event, InvoiceRow
@@ -119,6 +120,30 @@ class MarginView(View):
     revenue_nanos: int
     cost_nanos: int
     margin_nanos: int
+
+
+class DifferenceView(View):
+    tenant: str
+    currency: str
+    what: str
+    expected_nanos: int
+    found_nanos: int
+
+
+class EqualityView(View):
+    """Whether usage, invoices and ledger say the same for every tenant."""
+
+    is_ok: bool
+    tenants: int
+    differences: list[DifferenceView]
+
+
+def equality_view(found: Equality) -> EqualityView:
+    return EqualityView(
+        is_ok=not found.differences,
+        tenants=found.tenants,
+        differences=[DifferenceView(**one._asdict()) for one in found.differences],
+    )
 
 
 def roll_forward_view(row: RollForward) -> RollForwardView:

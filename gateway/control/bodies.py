@@ -42,11 +42,11 @@ def _currency(code: str) -> str:
     return code
 
 
-def _models(names: list[str] | None) -> list[str] | None:
+def sorted_models(names: list[str] | None) -> list[str] | None:
     return None if names is None else sorted(set(names))
 
 
-def _scopes(names: list[Scope]) -> list[Scope]:
+def sorted_scopes(names: list[Scope]) -> list[Scope]:
     return sorted(set(names))
 
 
@@ -112,13 +112,13 @@ class KeyBody(Body):
 
     tenant: Slug = Field(description="Whose key it is.")
     name: str = Field(default="", max_length=200, description="A name for people.")
-    scopes: Annotated[list[Scope], AfterValidator(_scopes)] = Field(
+    scopes: Annotated[list[Scope], AfterValidator(sorted_scopes)] = Field(
         default=["infer", "read"],
         min_length=1,
         max_length=8,
         description='"infer" calls models, "read" sees metadata and statistics, "admin" loads and unloads models.',
     )
-    models: Annotated[list[ModelName] | None, AfterValidator(_models)] = Field(
+    models: Annotated[list[ModelName] | None, AfterValidator(sorted_models)] = Field(
         default=None, min_length=1, max_length=1_000, description="Exact names it may call; null: every model."
     )
     expires_s: int | None = Field(

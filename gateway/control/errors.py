@@ -21,6 +21,7 @@ class ControlCode(StrEnum):
     TOKEN_EXPIRED = "token_expired"  # noqa: S105 - a code, not a secret
     RATE_EXCEEDED = "rate_exceeded"
     EXCEEDS_PARENT = "exceeds_parent"
+    SCOPE_FORBIDDEN = "scope_forbidden"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     CONFLICT = "conflict"
@@ -38,6 +39,7 @@ HTTP_STATUS: Final[dict[ControlCode, int]] = {
     ControlCode.TOKEN_EXPIRED: 401,
     ControlCode.RATE_EXCEEDED: 429,
     ControlCode.EXCEEDS_PARENT: 403,
+    ControlCode.SCOPE_FORBIDDEN: 403,
     ControlCode.NOT_FOUND: 404,
     ControlCode.METHOD_NOT_ALLOWED: 405,
     ControlCode.CONFLICT: 409,

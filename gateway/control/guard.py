@@ -67,7 +67,7 @@ def local_guard(app: App) -> App:
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        await _with_body(app, {**scope, ACTOR: LOCAL_ACTOR}, receive, send)
+        await with_body(app, {**scope, ACTOR: LOCAL_ACTOR}, receive, send)
 
     return guarded
 
@@ -79,12 +79,12 @@ def token_guard(app: App, *, tokens: AdminTokens, failures: Failures, clock: Clo
         if scope["type"] != "http":
             return
         if scope["path"] in OPEN_PATHS:
-            await _with_body(app, scope, receive, send)
+            await with_body(app, scope, receive, send)
             return
         peer = scope["client"][0] if scope.get("client") else ""
         refusal = _refusal(scope, peer, tokens, failures, clock)
         if refusal is None:
-            await _with_body(app, {**scope, ACTOR: TOKEN_ACTOR}, receive, send)
+            await with_body(app, {**scope, ACTOR: TOKEN_ACTOR}, receive, send)
         else:
             await send_error(send, *refusal)
 
@@ -133,7 +133,7 @@ def _bearer(headers: list[tuple[bytes, bytes]]) -> bytes:
     return token.strip() if scheme.lower() == b"bearer" else b""
 
 
-async def _with_body(app: App, scope: Scope, receive: Receive, send: Send) -> None:
+async def with_body(app: App, scope: Scope, receive: Receive, send: Send) -> None:
     """Run `app` once the whole body is here; a large one is refused with 413, an endless one with 408."""
     body = b""
     try:

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
+from billing.equality import compare_all
 from billing.invoices import store
 from billing.invoices.pdf import render_pdf
 from billing.invoices.subscriptions import list_subscriptions
@@ -15,12 +16,14 @@ from gateway.control.billing_views import (
     AccountView,
     AgeingView,
     CommandBody,
+    EqualityView,
     EventView,
     InvoiceRowView,
     InvoiceView,
     MarginView,
     RollForwardView,
     ageing_view,
+    equality_view,
     event_view,
     invoice_view,
     margin_view,
@@ -127,6 +130,12 @@ def get_ageing(money: TheMoney, registry: TheRegistry) -> Page[AgeingView]:
     """Open invoices by tenant, currency and days past their due date."""
     now_ns = registry.clock.wall_ns()
     return Page(items=[ageing_view(row) for row in money.read(lambda db: ageing(db, now_ns))])
+
+
+@router.get("/reports/equality")
+def get_equality(money: TheMoney) -> EqualityView:
+    """Compare usage, invoices and ledger of every tenant: the same figures everywhere."""
+    return equality_view(money.read(compare_all))
 
 
 @router.get("/reports/margin")

@@ -17,7 +17,10 @@ from billing.payments.port import PaymentProvider
 from gateway.clock import Clock
 from gateway.control.app import build_app
 from gateway.control.billing_clock import ROUND_S, BillingClock
+from gateway.control.equality_job import ROUND_S as EQUALITY_ROUND_S
+from gateway.control.equality_job import EqualityJob
 from gateway.control.guard import App, local_guard, token_guard
+from gateway.control.me_guard import Callers, me_guard
 from gateway.control.money import Money
 from gateway.control.policy import Publisher
 from gateway.control.recognising import ROUND_S as RECOGNITION_ROUND_S
@@ -72,9 +75,14 @@ async def serve(
     billing = BillingClock(money, control.registry, providers or {})
     webhooks = WebhookRunner(money, control.registry)
     recognition = Recognition(money, control.registry)
+    equality = EqualityJob(money, control.registry)
     app = cast(App, application)
-    guarded = token_guard(app, tokens=control.tokens, failures=control.failures, clock=clock)
-    listeners = [Listener(_config(guarded)), Listener(_config(local_guard(app)))]
+    callers = Callers(data_dir, control.publisher)
+    doors = (token_guard(app, tokens=control.tokens, failures=control.failures, clock=clock), local_guard(app))
+    listeners = [
+        Listener(_config(me_guard(app, door, callers=callers, failures=control.failures, clock=clock)))
+        for door in doors
+    ]
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -86,6 +94,7 @@ async def serve(
         rounds = [
             tasks.create_task(_rounds(billing.tick, ROUND_S), name="billing-clock"),
             tasks.create_task(_rounds(recognition.tick, RECOGNITION_ROUND_S), name="recognition"),
+            tasks.create_task(_rounds(equality.tick, EQUALITY_ROUND_S), name="equality"),
             tasks.create_task(_rounds(webhooks.tick, WEBHOOK_ROUND_S), name="webhooks"),
         ]
         for listener in listeners:

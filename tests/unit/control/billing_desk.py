@@ -30,6 +30,8 @@ def meter_of(desk: Desk) -> Iterator[Office]:
             except PriceBookConflict as error:
                 raise MeterError("conflict", str(error)) from error
             return {"version": asked["book"]["version"]}
+        if asked["op"] == "counts":
+            return {"counts": office.ledger.counts([(tenant, since) for tenant, since in asked["windows"]])}
         try:
             return {"answer": office.desk.run(asked["verb"], asked["operation_id"], asked["body"])}
         except InvoiceError as error:

@@ -16,6 +16,7 @@ from gateway.clock import FakeClock
 from gateway.control.app import build_app
 from gateway.control.backends import engine_backend
 from gateway.control.guard import App, local_guard, token_guard
+from gateway.control.me_guard import Callers, me_guard
 from gateway.control.registry import Registry
 from gateway.control.start import Control, open_control
 from gateway.snapshot import Backend, Key, Snapshot, Tenant, read_snapshot
@@ -35,8 +36,11 @@ class Desk:
         self.app.state.registry = control.registry
         self.app.state.data_dir = data_dir
         app = cast(App, self.app)
-        self.local: App = local_guard(app)
-        self.tcp: App = token_guard(app, tokens=control.tokens, failures=control.failures, clock=clock)
+        callers = Callers(data_dir, control.publisher)
+        mine: Any = {"callers": callers, "failures": control.failures, "clock": clock}
+        self.local: App = me_guard(app, local_guard(app), **mine)
+        door = token_guard(app, tokens=control.tokens, failures=control.failures, clock=clock)
+        self.tcp: App = me_guard(app, door, **mine)
 
     @property
     def bootstrap_token(self) -> str:

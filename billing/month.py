@@ -113,7 +113,7 @@ def _charge_line(month: PlanMonth, charge: PlanCharge, usage: Sequence[Usage]) -
     replaced = 0 if charge.is_on_top else sum(one.charge_nanos for one in usage)
     text = f"{month.plan} {charge.name}: {_quantity_text(quantity, charge)}"
     if charge.included:
-        text += f", {charge.included} included"
+        text += f", {charge.included:,} included"
     if not charge.is_on_top:
         text += "; instead of the list price"
     return MonthLine(f"{month.plan}:{charge.name}", "adjustment", month.plan, text, nanos - replaced)

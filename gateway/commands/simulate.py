@@ -117,7 +117,9 @@ def draw(found: dict[str, Any], file: Path) -> None:
     calls.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     calls.set_ylabel(f"calls per {found['bucket_s']} s")
     calls.set_title(f"{found['calls']} calls, {found['calls'] - found['admitted']} refused")
-    calls.legend()
+    # Room above the bars: the legend must not hide a peak.
+    calls.set_ylim(top=1.2 * max((one["admitted"] + one["refused"] for one in series), default=1))
+    calls.legend(loc="upper right", ncols=2)
     bars = money.bar(
         ["recorded", "under the plan"],
         [found["recorded_nanos"] / 1e9, found["would_be_nanos"] / 1e9],

@@ -44,21 +44,28 @@ class Asked:
         self.is_sender_taken = False
         self.response: Any = None
         self.answered = threading.Event()
-        self._credit = threading.Semaphore(window)
+        self._credit = window
+        self._changed = threading.Condition()
 
     def allow(self, count: int) -> None:
         """The engine has taken `count` responses on."""
-        self._credit.release(count)
+        with self._changed:
+            self._credit += count
+            self._changed.notify_all()
 
     def cancel(self) -> None:
         """The caller has gone: nobody waits in `send` any more."""
-        self.is_cancelled = True
-        self._credit.release(1 << 20)
+        with self._changed:
+            self.is_cancelled = True
+            self._changed.notify_all()
 
     def send(self, described: dict[str, Any] | None, blob: Blob, *, is_final: bool) -> None:
         """Send a response (None: none, only the end), waiting while the caller is slow. Dropped once cancelled."""
-        if described is not None and not self.is_cancelled:
-            self._credit.acquire()
+        if described is not None:
+            with self._changed:
+                while self._credit <= 0 and not self.is_cancelled:
+                    self._changed.wait()
+                self._credit -= 1
         if self.is_cancelled:
             described, blob = None, Blob()
             if not is_final:

@@ -65,7 +65,7 @@ def _ask(path: Path, message: Any, limits: PythonLimits) -> dict[str, Any] | Non
     with ThreadPoolExecutor(1) as executor:
         # The process dies with the thread that starts it: this one, which waits.
         process = PythonProcess(path, message.name, limits, _Silent(), executor)
-        answer = process.start({"complete": message_json(message)})
+        answer = process.start({"complete": message_json(message)}, is_brief=True)
         process.close()
     config = answer.get("config")
     return config if isinstance(config, dict) else None

@@ -86,8 +86,8 @@ class PythonProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def start(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Block until the process has done what `arguments` ask for; returns its answer.
+    def start(self, arguments: dict[str, Any], *, is_brief: bool = False) -> dict[str, Any]:
+        """Block until the process has done what `arguments` ask for; returns its answer. `is_brief`: it then ends.
 
         Raises:
             RepositoryError: it raises, ends, or takes too long; the process is gone.
@@ -113,7 +113,7 @@ class PythonProcess:
         with self._lock:
             self._is_started = True
             has_ended = self._has_ended
-        if has_ended:
+        if has_ended and not is_brief:
             reason = f"ended after its start{self._status()}"
             self.close()
             raise RepositoryError(f"{name}: {reason}")

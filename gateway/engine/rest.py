@@ -9,6 +9,7 @@ from gateway.call import Data, Headers
 from gateway.engine.body import COMPRESS_BYTES_MIN
 from gateway.engine.codec_http import ReplyWriter, decode_body
 from gateway.engine.codec_json import JsonCodec
+from gateway.engine.generate import VERBS, serve_generate
 from gateway.engine.metadata import model_config, model_metadata, server_metadata
 from gateway.engine.model import ModelVersion
 from gateway.engine.offload import Coder
@@ -57,7 +58,8 @@ class RestServer:
     def serve(self, call: EngineCall, body: Data) -> None:
         """See `ProtocolServer`."""
         facts = call.facts
-        serve = self._infer if facts.route.verb is Verb.MODEL_INFER else self._answer
+        verb = facts.route.verb
+        serve = self._infer if verb is Verb.MODEL_INFER else self._generate if verb in VERBS else self._answer
         if facts.coding and len(body):
             self._coder.inflate(
                 body,
@@ -129,6 +131,9 @@ class RestServer:
             )
         request = decode_body(self._codec, version.interface, body, facts.header_bytes)
         call.infer(version, servable, request)
+
+    def _generate(self, call: EngineCall, body: Data) -> None:
+        serve_generate(self._registry, call, body)
 
     def finish(self, call: EngineCall, outputs: list[Array]) -> None:
         """See `ProtocolServer`."""

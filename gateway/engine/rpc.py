@@ -11,14 +11,17 @@ from tritonclient.grpc import service_pb2
 
 from gateway.call import Data
 from gateway.engine.codec_grpc import GrpcReplyWriter, decode_infer, parse_infer
+from gateway.engine.heads import HeadFacts
 from gateway.engine.messages import fill_message
 from gateway.engine.metadata import model_metadata, server_metadata, shown_config
 from gateway.engine.model import ModelVersion
 from gateway.engine.offload import Coder
 from gateway.engine.registry import Registry, model_stats
 from gateway.engine.service import BODY_BYTES_MAX, EngineCall
+from gateway.engine.streams import GrpcStream
 from gateway.engine.tensors import Array
 from gateway.errors import Code, TollwayError
+from gateway.net.exchange import Exchange
 from gateway.wire.grpc import CONTENT_TYPE, PREFIX_BYTES, GrpcFault, frame, read_flag, status_trailers
 from gateway.wire.status import grpc_status
 
@@ -74,6 +77,17 @@ class RpcServer:
             call.fail,
         )
 
+    def open_stream(self, exchange: Exchange, facts: HeadFacts, deadline_ns: int) -> GrpcStream:
+        """See `StreamServer`."""
+        return GrpcStream(
+            self._registry,
+            self._writer_of,
+            exchange,
+            facts,
+            deadline_ns=deadline_ns,
+            message_bytes_max=self._body_bytes_max,
+        )
+
     def refuse(self, call: EngineCall, error: TollwayError) -> None:
         """See `ProtocolServer`: a trailers-only reply."""
         trailers = status_trailers(
@@ -104,11 +118,14 @@ class RpcServer:
         version, request = call.version, call.request
         assert version is not None
         assert request is not None
+        body = frame(self._writer_of(version).write(request, outputs))
+        call.reply(200, [CONTENT_TYPE, *call.cost_headers()], body, _OK)
+
+    def _writer_of(self, version: ModelVersion) -> GrpcReplyWriter:
         writer = self._writers.get(version)
         if writer is None:
             writer = self._writers[version] = GrpcReplyWriter(version)
-        body = frame(writer.write(request, outputs))
-        call.reply(200, [CONTENT_TYPE, *call.cost_headers()], body, _OK)
+        return writer
 
     def _health(self, message: Data) -> bytes:
         # HealthCheckRequest is a message with one string, field 1, as ModelReadyRequest begins with one.

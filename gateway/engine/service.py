@@ -20,6 +20,7 @@ from gateway.net.exchange import Exchange
 
 _LOG: Final = logging.getLogger("tollway.engine")
 MIB: Final = 1 << 20
+STREAM_INFER: Final = b"/inference.GRPCInferenceService/ModelStreamInfer"
 BODY_BYTES_MAX: Final = 256 * MIB
 BUFFERED_BYTES_MAX: Final = 1024 * MIB
 
@@ -45,6 +46,30 @@ class ProtocolServer(Protocol):
         """Reply with a fault."""
 
 
+class Writer(Protocol):
+    """Who sends a reply in parts."""
+
+    def on_writable(self) -> None:
+        """The caller reads again."""
+
+
+class StreamCall(Writer, Protocol):
+    """A call whose request comes in parts as well: a gRPC stream."""
+
+    def on_body(self, data: Data) -> None: ...
+
+    def on_end(self) -> None: ...
+
+    def on_abort(self) -> None: ...
+
+
+class StreamServer(ProtocolServer, Protocol):
+    """gRPC."""
+
+    def open_stream(self, exchange: Exchange, facts: HeadFacts, deadline_ns: int) -> StreamCall:
+        """The stream that a head of ModelStreamInfer begins."""
+
+
 class EngineCall:
     """One exchange's progress. `deadline_ns` is monotonic, 0 for none; `is_over`: replied, or the caller has left."""
 
@@ -57,6 +82,7 @@ class EngineCall:
         "request",
         "servable",
         "server",
+        "stream",
         "version",
         "work",
     )
@@ -74,6 +100,8 @@ class EngineCall:
         self.request: InferRequest | None = None
         self.work: Work | None = None
         self.servable: Servable | None = None
+        #: Of a call whose reply may come in parts: who is told that the caller reads again.
+        self.stream: Writer | None = None
 
     def infer(self, version: ModelVersion, servable: Servable, request: InferRequest) -> None:
         """Submit what was asked for.
@@ -155,7 +183,7 @@ class Engine:
     def __init__(
         self,
         http: ProtocolServer,
-        grpc: ProtocolServer,
+        grpc: StreamServer,
         now_ns: Callable[[], int],
         *,
         body_bytes_max: int = BODY_BYTES_MAX,
@@ -176,6 +204,9 @@ class Engine:
         body = Body(min(head.content_length, bytes_max), bytes_max, max(facts.header_bytes, 0))
         server = self._grpc if head.is_grpc else self._http
         deadline_ns = self._now_ns() + facts.remaining_ns if facts.remaining_ns else 0
+        if head.is_grpc and facts.fault is None and head.target == STREAM_INFER:
+            exchange.call = self._grpc.open_stream(exchange, facts, deadline_ns)
+            return
         call = exchange.call = EngineCall(exchange, facts, server, body, deadline_ns)
         fault = facts.fault
         if fault is None and head.content_length > bytes_max:
@@ -188,8 +219,11 @@ class Engine:
             exchange.send_continue()
 
     def on_body(self, exchange: Exchange, data: Data) -> None:
-        call: EngineCall | None = exchange.call
+        call: EngineCall | StreamCall | None = exchange.call
         if call is None:
+            return
+        if not isinstance(call, EngineCall):
+            call.on_body(data)
             return
         try:
             call.body.add(data)
@@ -210,8 +244,11 @@ class Engine:
             self.buffered_bytes += count
 
     def on_end(self, exchange: Exchange) -> None:
-        call: EngineCall | None = exchange.call
+        call: EngineCall | StreamCall | None = exchange.call
         if call is None:
+            return
+        if not isinstance(call, EngineCall):
+            call.on_end()
             return
         body = call.body.take()
         self._release(call)
@@ -221,17 +258,24 @@ class Engine:
             call.fail(error)
 
     def on_abort(self, exchange: Exchange) -> None:
-        call: EngineCall | None = exchange.call
+        call: EngineCall | StreamCall | None = exchange.call
         if call is None:
             return
         exchange.call = None
+        if not isinstance(call, EngineCall):
+            call.on_abort()
+            return
         call.is_over = True
         self._release(call)
         if call.work is not None and call.servable is not None:
             call.servable.cancel(call.work)
 
     def on_writable(self, exchange: Exchange) -> None:
-        """Replies are whole: nothing waits for the peer."""
+        """Only replies in parts wait for the peer."""
+        call: EngineCall | StreamCall | None = exchange.call
+        writer = call.stream if isinstance(call, EngineCall) else call
+        if writer is not None:
+            writer.on_writable()
 
     def _release(self, call: EngineCall) -> None:
         """Stop counting, and holding, the body."""

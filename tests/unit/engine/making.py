@@ -130,40 +130,54 @@ class FakeExchange:
         self.is_h2 = head.is_grpc
         self.status = 0
         self.headers: dict[bytes, bytes] = {}
-        self.body = b""
+        self._parts: list[bytes] = []
         self.trailers: dict[bytes, bytes] = {}
         self.replies = 0
         self.continues = 0
         self.replied = asyncio.Event()
+        #: A part of a reply in parts has come.
+        self.grown = asyncio.Event()
+        self.is_paused = False
 
     def reply(self, status: int, headers: Headers, body: Data, trailers: Headers | None = None) -> None:
         self.replies += 1
         self.status = status
         self.headers = dict(headers)
-        self.body = bytes(body)
+        self._parts = [bytes(body)]
         self.trailers = dict(trailers or ())
         self.replied.set()
 
     def send_head(self, status: int, headers: Headers) -> None:
-        raise AssertionError("the engine replies whole")
+        assert not self.status
+        self.status = status
+        self.headers = dict(headers)
 
     def send_body(self, data: Data) -> None:
-        raise AssertionError("the engine replies whole")
+        assert self.status
+        self._parts.append(bytes(data))
+        self.grown.set()
 
     def send_end(self, trailers: Headers | None = None) -> None:
-        raise AssertionError("the engine replies whole")
+        self.replies += 1
+        self.trailers = dict(trailers or ())
+        self.replied.set()
+        self.grown.set()
 
     def send_continue(self) -> None:
         self.continues += 1
 
     def pause(self) -> None:
-        raise AssertionError("the engine never pauses")
+        self.is_paused = True
 
     def resume(self) -> None:
-        raise AssertionError("the engine never pauses")
+        self.is_paused = False
 
     def abort(self, h2_error: int = 2) -> None:
         raise AssertionError("the engine aborts nothing")
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(self._parts)
 
     def json(self) -> Any:
         return json.loads(self.body)

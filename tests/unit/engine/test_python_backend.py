@@ -408,6 +408,7 @@ def test_30_loads_and_unloads_leave_no_process_descriptor_or_memory(tmp_path: Pa
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)
 def test_1000_loads_and_unloads_leave_no_process_descriptor_or_memory(tmp_path: Path) -> None:
     cycle(tmp_path, 1000)
 

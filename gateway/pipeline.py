@@ -20,9 +20,9 @@ from typing import Final
 from billing import failpoint
 from billing.events import Outcome
 from gateway.auth.keyring import Principal, Scope, authorize
-from gateway.call import CallIds, Data, Headers
-from gateway.clock import Clock
+from gateway.call import Data, Headers
 from gateway.errors import Code, Refusal
+from gateway.forwarding import forwarded_block, forwarded_headers, forwarded_lines
 from gateway.heads import (
     HEALTH,
     INFER,
@@ -34,33 +34,28 @@ from gateway.heads import (
     facts_of,
 )
 from gateway.metering.port import RecordLog
-from gateway.monitoring.call_line import CallLines, caller_fields
+from gateway.monitoring.call_line import caller_fields
 from gateway.monitoring.call_log import CallLog
-from gateway.monitoring.metrics import CallCounters
-from gateway.net.budget import BufferBudget
 from gateway.net.exchange import POOL_FULL, Exchange, Upstream
 from gateway.net.h1_inbound import H1Exchange
 from gateway.net.h1_outbound import H1Request, H1UpstreamPool
 from gateway.net.h2_call import H2Call
 from gateway.net.h2_exchange import H2Exchange
 from gateway.net.h2_outbound import H2UpstreamPool
-from gateway.quota.store import Decision, Grant, QuotaStore
-from gateway.replies import GRPC_TYPE, JSON_TYPE, inference_lines, kept_of, lines_of, refuse, server_timing
-from gateway.routing.router import Endpoint, Router
+from gateway.quota.store import Decision, Grant
+from gateway.replies import GRPC_TYPE, answer_health, inference_lines, kept_of, lines_of, refuse, server_timing
+from gateway.routing.router import Endpoint
 from gateway.rows import RowPeek, row_peek_of
-from gateway.settings import Limits
-from gateway.tickets import Charge, Policy, Ticket
-from gateway.wire.grpc import PREFIX_BYTES, format_timeout
+from gateway.shared import Shared, too_large
+from gateway.tickets import Charge, Ticket
+from gateway.wire.grpc import PREFIX_BYTES
 from gateway.wire.grpc_blocks import (
     Trailers,
-    forward_block,
     head_block,
     limits_block,
     reply_block,
-    timeout_field,
     trailers_of,
 )
-from gateway.wire.header_blocks import BlockEncoder
 from gateway.wire.http2_frames import H2Code
 from gateway.wire.oip_peek import GrpcPeek
 from gateway.wire.protobuf_peek import Peeked, recall_whole
@@ -83,45 +78,8 @@ _OK: Final = int(Outcome.OK)
 _SCOPE_READ: Final = Scope.READ
 
 
-class Gateway:
-    """The application of a worker: holds what calls share, and starts them."""
-
-    def __init__(
-        self,
-        *,
-        policy: Policy,
-        router: Router,
-        quota: QuotaStore | None,
-        log: RecordLog | None,
-        limits: Limits,
-        clock: Clock,
-        loop: asyncio.AbstractEventLoop,
-        counters: CallCounters,
-        call_log: CallLog | None,
-        budget: BufferBudget,
-        is_key_required: bool = True,
-    ) -> None:
-        self.policy = policy
-        self.router = router
-        self.quota = quota
-        self.log = log
-        self.limits = limits
-        self.clock = clock
-        self.loop = loop
-        self.counters = counters
-        self.call_log = call_log
-        self.budget = budget
-        self.is_key_required = is_key_required
-        #: Told to stop: not ready any more, but calls on their way here are served until `is_draining`.
-        self.is_leaving = False
-        self.is_draining = False
-        self.is_policy_refused = False
-        self.ids = CallIds()
-        self.lines = CallLines()
-        self.encoder = BlockEncoder()
-        self.live: set[LiveCall] = set()
-
-    # -- Application -------------------------------------------------------------------------------------------------
+class Gateway(Shared):
+    """The application of a worker: what its connections tell becomes calls."""
 
     def on_head(self, exchange: Exchange) -> None:
         self._begin(exchange, None)
@@ -142,10 +100,10 @@ class Gateway:
             call.refuse(facts.refusal)
         elif facts.kind <= HEALTH:
             call.answer_health()
-        elif self._is_open_for(head.content_length if body is None else len(body)):
+        elif self.is_open_for(head.content_length if body is None else len(body)):
             call.start()
         else:
-            refusal = self._refusal_of_state(facts, head.content_length if body is None else len(body))
+            refusal = self.refusal_of_state(facts, head.content_length if body is None else len(body))
             if refusal is None:
                 call.start()  # reads go on while usage cannot be recorded
             else:
@@ -170,50 +128,6 @@ class Gateway:
         call: LiveCall | None = exchange.call
         if call is not None and call.upstream is not None:
             call.upstream.resume()
-
-    # -- state that decides for every call alike ----------------------------------------------------------------------
-
-    def _is_open_for(self, content_length: int) -> bool:
-        """Whether nothing of ours stands against a new call; `_refusal_of_state` says what does."""
-        log, budget = self.log, self.budget
-        return (
-            not (self.is_draining or self.is_policy_refused)
-            and budget.bytes_used <= budget.bytes_max
-            and len(self.live) <= self.limits.calls_in_flight_max
-            and content_length <= self.limits.body_bytes_max
-            and (log is None or log.is_accepting)
-        )
-
-    def _refusal_of_state(self, facts: HeadFacts, content_length: int) -> Refusal | None:
-        """Capacity, not policy: 503 and 413 before anything is looked at. None: only metering stands against it."""
-        if content_length > self.limits.body_bytes_max:
-            return _too_large(self.limits.body_bytes_max)
-        if self.is_draining:
-            return Refusal(code=Code.SHUTTING_DOWN, message="this worker is shutting down", retry_after_ms=1000)
-        if self.budget.is_over or len(self.live) > self.limits.calls_in_flight_max:
-            return Refusal(code=Code.OVERLOADED, message="too much is in flight", retry_after_ms=1000)
-        if self.is_policy_refused:
-            return Refusal(code=Code.POLICY_STALE, message="the policy is too old to serve by", retry_after_ms=5000)
-        if facts.kind == INFER and self.log is not None and not self.log.is_accepting:
-            return Refusal(code=Code.METERING_UNAVAILABLE, message="usage cannot be recorded", retry_after_ms=1000)
-        return None
-
-    @property
-    def is_ready(self) -> bool:
-        """Ready that cannot lie: some model is ready, usage can be recorded, and we mean to stay."""
-        log_ready = self.log is None or self.log.is_accepting
-        is_staying = not (self.is_leaving or self.is_draining)
-        return log_ready and is_staying and not self.is_policy_refused and self.router.is_ready
-
-    def sweep(self) -> None:
-        """Once a second: end calls that outlive `limits.call_s`, whose callers named no deadline."""
-        oldest_ns = self.clock.monotonic_ns() - int(self.limits.call_s * 1e9)
-        for call in [one for one in self.live if one.arrival_ns < oldest_ns and not one.facts.timeout_ns]:
-            call.on_deadline()
-
-
-def _too_large(limit: int) -> Refusal:
-    return Refusal(code=Code.BODY_TOO_LARGE, message=f"the request body is larger than {limit} bytes")
 
 
 class LiveCall:
@@ -258,7 +172,7 @@ class LiveCall:
     status = 0
     stage: int = DECIDING
 
-    def __init__(self, gateway: Gateway, exchange: Exchange, facts: HeadFacts, body: bytes | None = None) -> None:
+    def __init__(self, gateway: Shared, exchange: Exchange, facts: HeadFacts, body: bytes | None = None) -> None:
         """`body`: the whole request's, when it came with its head."""
         self.gateway = gateway
         #: Pinned: keys, prices and price version of one snapshot, whatever is published while the call runs.
@@ -417,21 +331,26 @@ class LiveCall:
         self.backend_start_ns = self.gateway.clock.monotonic_ns()
         endpoint.outstanding += 1
         upstream: Upstream
+        facts, call_id, hex_id, left_ns = self.facts, self.call_id, self.call_id_hex, self._left_ns()
         body, self.body = self.body, None
         if body is not None and isinstance(pool, H1UpstreamPool):
-            self.upstream = pool.request_whole(head.method, head.target, self._forwarded_lines(), body, self)
+            lines = forwarded_lines(facts, call_id, hex_id, left_ns)
+            self.upstream = pool.request_whole(head.method, head.target, lines, body, self)
             if self.buffered_bytes:
                 self._unbuffer()
             return
         if body and isinstance(pool, H2UpstreamPool) and (head.is_grpc or head.content_length < 0):
-            self.upstream = pool.request_whole(head.method, head.target, self._forwarded_block(), body, self)
+            block = forwarded_block(self.gateway.encoder, facts, call_id, hex_id, left_ns)
+            self.upstream = pool.request_whole(head.method, head.target, block, body, self)
             if self.buffered_bytes:
                 self._unbuffer()
             return
         if isinstance(pool, H1UpstreamPool):
-            upstream = pool.request_raw(head.method, head.target, self._forwarded_lines(), head.content_length, self)
+            lines = forwarded_lines(facts, call_id, hex_id, left_ns)
+            upstream = pool.request_raw(head.method, head.target, lines, head.content_length, self)
         else:
-            upstream = pool.request(head.method, head.target, self._forwarded_headers(), head.content_length, self)
+            headers = forwarded_headers(facts, call_id, hex_id, left_ns, is_grpc=head.is_grpc)
+            upstream = pool.request(head.method, head.target, headers, head.content_length, self)
         self.upstream = upstream
         if head.expects_continue:
             self.exchange.send_continue()
@@ -446,45 +365,10 @@ class LiveCall:
         if self.is_request_ended:
             upstream.send_end()
 
-    def _forwarded_headers(self) -> Headers:
-        """The caller's headers without credentials, plus id, trace and the time that is left."""
-        facts, hex_id = self.facts, self.call_id_hex
-        headers = [
-            *facts.forward,
-            (b"x-request-id", facts.request_id or self.call_id),
-            (b"traceparent", b"00-%b-%b-%b" % (facts.trace_id or hex_id, hex_id[16:], facts.trace_flags)),
-        ]
-        if facts.timeout_ns and self.exchange.head.is_grpc:
-            headers.append((b"grpc-timeout", format_timeout(self._left_ns())))
-        elif facts.timeout_ns:
-            headers.append((b"tollway-deadline-ns", b"%d" % self._left_ns()))
-        return headers
-
-    def _forwarded_lines(self) -> bytes:
-        """The same as HTTP/1.1 lines: what does not change from call to call was encoded once."""
-        facts, hex_id = self.facts, self.call_id_hex
-        lines = b"%bx-request-id: %b\r\ntraceparent: 00-%b-%b-%b\r\n" % (
-            facts.forward_lines,
-            facts.request_id or self.call_id,
-            facts.trace_id or hex_id,
-            hex_id[16:],
-            facts.trace_flags,
-        )
-        if facts.timeout_ns:
-            lines += b"tollway-deadline-ns: %d\r\n" % self._left_ns()
-        return lines
-
-    def _forwarded_block(self) -> bytes:
-        """The same as an HTTP/2 header block."""
-        facts, call_id = self.facts, self.call_id
-        forward = facts.forward_block
-        if forward is None:
-            forward = facts.forward_block = self.gateway.encoder.encode(facts.forward)
-        block = forward_block(forward, facts.request_id or call_id, facts.trace_id, facts.trace_flags, self.call_id_hex)
-        return block + timeout_field(format_timeout(self._left_ns())) if facts.timeout_ns else block
-
     def _left_ns(self) -> int:
-        return max(1, self.arrival_ns + self.facts.timeout_ns - self.gateway.clock.monotonic_ns())
+        """What is left of the caller's deadline, at least 1; 0 without one."""
+        timeout_ns = self.facts.timeout_ns
+        return max(1, self.arrival_ns + timeout_ns - self.gateway.clock.monotonic_ns()) if timeout_ns else 0
 
     def on_request_data(self, data: Data) -> None:
         """Body bytes of the caller: on to the backend, or held while something is undecided."""
@@ -493,7 +377,7 @@ class LiveCall:
         if self.stage == DONE:
             return
         if self.request_bytes > self.gateway.limits.body_bytes_max:
-            self.refuse(_too_large(self.gateway.limits.body_bytes_max))
+            self.refuse(too_large(self.gateway.limits.body_bytes_max))
             return
         peek = self.peek
         if peek is not None and peek.feed(data) is Peeked.FAULT:
@@ -775,18 +659,8 @@ class LiveCall:
 
     def answer_health(self) -> None:
         """Live and ready are open and free of content: probes carry no credentials."""
-        kind, exchange = self.facts.kind, self.exchange
-        is_good = kind == LIVE or self.gateway.is_ready
-        if exchange.head.is_grpc:
-            # Live/ReadyResponse{true} and HealthCheckResponse{SERVING} are 08 01; NOT_SERVING is 08 02; false is empty.
-            message = b"\x08\x01" if is_good else (b"\x08\x02" if kind == HEALTH else b"")
-            body = b"\0\0\0\0%c" % len(message) + message
-            self.status = 200
-            exchange.reply(200, [GRPC_TYPE], body, [(b"grpc-status", b"0")])
-        else:
-            self.status = 200 if is_good else 503
-            name = b"live" if kind == LIVE else b"ready"
-            exchange.reply(self.status, [JSON_TYPE], b'{"%b": %b}' % (name, b"true" if is_good else b"false"))
+        kind = self.facts.kind
+        self.status = answer_health(self.exchange, kind, is_good=kind == LIVE or self.gateway.is_ready)
         self.finish()
 
     def _answer_not_ready(self) -> None:

@@ -4,6 +4,7 @@ from typing import Final, cast
 
 from gateway.call import Headers
 from gateway.errors import Code, Refusal
+from gateway.heads import HEALTH, LIVE
 from gateway.net.exchange import Exchange
 from gateway.quota.store import Grant
 from gateway.wire.decimal import PADDED, decimal
@@ -33,6 +34,20 @@ def refuse(exchange: Exchange, refusal: Refusal, identity: Headers, call_id: str
     elif refusal.code is Code.UNSUPPORTED_ENCODING:
         extra.append((b"accept-encoding", b"gzip, deflate"))
     exchange.reply(status, [JSON_TYPE, *extra], oip_error_body(refusal.code, refusal.message, call_id))
+    return status
+
+
+def answer_health(exchange: Exchange, kind: int, *, is_good: bool) -> int:
+    """Answer a probe (`heads.LIVE`, `READY` or `HEALTH`). Returns the HTTP status."""
+    if exchange.head.is_grpc:
+        # Live/ReadyResponse{true} and HealthCheckResponse{SERVING} are 08 01; NOT_SERVING is 08 02; false is empty.
+        message = b"\x08\x01" if is_good else (b"\x08\x02" if kind == HEALTH else b"")
+        body = b"\0\0\0\0%c" % len(message) + message
+        exchange.reply(200, [GRPC_TYPE], body, [(b"grpc-status", b"0")])
+        return 200
+    status = 200 if is_good else 503
+    name = b"live" if kind == LIVE else b"ready"
+    exchange.reply(status, [JSON_TYPE], b'{"%b": %b}' % (name, b"true" if is_good else b"false"))
     return status
 
 

@@ -71,6 +71,7 @@ async def load_file_version(source: Source, host: Host) -> Loaded:
         RepositoryError: the file is missing or does not fit, its library is missing, or a warm-up fails.
     """
     config = source.config
+    begun_ns = host.clock.monotonic_ns()
     path = _file(source)
     threads = min(_positive(config, INTRA_OP_THREADS) or host.intra_op_threads, _INTRA_OP_THREADS_MAX)
 
@@ -95,6 +96,8 @@ async def load_file_version(source: Source, host: Host) -> Loaded:
         await host.loop.run_in_executor(host.pool, release)
 
     batcher = _batcher(source, runner, place, host)
+    load_ms = (host.clock.monotonic_ns() - begun_ns) // 1_000_000
+    _LOG.info("model_ready model=%s load_ms=%d runtime=%s", config.name, load_ms, runtime.description)
     return Loaded(servable=batcher, batcher=batcher, close=close, description=runtime.description)
 
 

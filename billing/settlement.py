@@ -105,6 +105,24 @@ def find_run(db: sqlite3.Connection, tenant: str, start_ns: int) -> Run | None:
     return None if row is None else msgspec.json.decode(row[0], type=Run)
 
 
+def run_over(db: sqlite3.Connection, tenant: str, at_ns: int) -> Run | None:
+    """The last rating of the time that `at_ns` lies in, or None."""
+    row = db.execute(
+        "SELECT body FROM month_run WHERE tenant = ? AND start_ns <= ? AND end_ns > ? ORDER BY start_ns DESC, n DESC",
+        (tenant, at_ns, at_ns),
+    ).fetchone()
+    return None if row is None else msgspec.json.decode(row[0], type=Run)
+
+
+def rated_until(db: sqlite3.Connection, tenant: str, start_ns: int, before_ns: int) -> int:
+    """How far [start_ns, before_ns) was rated by runs that began before `before_ns`; `start_ns` when it was not."""
+    (end_ns,) = db.execute(
+        "SELECT COALESCE(MAX(end_ns), ?) FROM month_run WHERE tenant = ? AND start_ns < ? AND end_ns > ?",
+        (start_ns, tenant, before_ns, start_ns),
+    ).fetchone()
+    return int(end_ns)
+
+
 def list_runs(db: sqlite3.Connection, tenant: str, *, limit: int) -> list[Run]:
     """A tenant's ratings, newest month first, each month's last run first."""
     rows = db.execute(

@@ -15,7 +15,7 @@ from billing.invoices import store
 from billing.invoices.account import Account
 from billing.invoices.period import Period, floor_s, index_at, period_of
 from billing.invoices.proration import share
-from billing.settlement import MonthPlan, rated_until, run_over
+from billing.settlement import MonthPlan, late_runs, rated_until, run_over
 from gateway.control.agreements import Agreement, agreements_of
 from gateway.control.errors import invalid
 from gateway.control.money import Money
@@ -24,6 +24,10 @@ from gateway.control.registry import Registry
 
 #: Months that one round looks back for such as were never rated.
 MONTHS_MAX: Final = 24
+#: Rated months that one round looks back for usage that came in late.
+LATE_MONTHS_MAX: Final = 3
+#: Commands that make an invoice.
+INVOICING: Final = frozenset({"invoice.draft", "invoice.bill"})
 #: Workers may go on under the old plan for a moment when it changes at a month's very beginning.
 _LAG_NS: Final = 3_600_000_000_000
 
@@ -36,19 +40,33 @@ class Months:
         self._registry = registry
 
     def settle_due(self, actor: str, tenant: str, until_ns: int) -> None:
-        """Rate every month that ended by `until_ns` and never was, oldest first. Raises ControlError.
+        """Rate every month that ended by `until_ns` and never was, then those to which late usage came in.
 
-        A month without anything to rate (no plan with money, no coupon, no credit) is left alone.
+        A month without anything to rate (no plan with money, no coupon, no credit) is left alone. Raises ControlError.
         """
         for month, span in self._money.read(lambda db: unrated(db, tenant, until_ns)):
             body = self.body(tenant, month, span)
             if body["plans"] or self._money.read(lambda db: _has_credit(db, tenant)):
                 self._money.run(actor, "month.settle", f"month:{tenant}:{span.start_ns}", body)
+        for run in self._money.read(lambda db: late_runs(db, tenant, until_ns, limit=LATE_MONTHS_MAX)):
+            month, span = self._month_and_span(tenant, run.start_ns)
+            operation_id = f"month:{tenant}:{span.start_ns}:{run.n + 1}"
+            self._money.run(actor, "month.settle", operation_id, self.body(tenant, month, span))
+
+    def settle_for(self, actor: str, verb: str, body: dict[str, Any]) -> None:
+        """Before a command that makes an invoice: rate the months that it will be about. Raises ControlError."""
+        tenant, until_ns = body.get("tenant"), body.get("until_ns")
+        if verb in INVOICING and isinstance(tenant, str) and isinstance(until_ns, int):
+            # A month that is not over cannot be rated: an invoice into the middle of it bills list prices so far.
+            self.settle_due(actor, tenant, min(until_ns, self._registry.clock.wall_ns()))
 
     def settle(self, actor: str, tenant: str, at_ns: int, operation_id: str) -> Any:
         """Rate (again) the month that `at_ns` lies in; the run. Raises ControlError, also while it is not over."""
-        month, span = self._money.read(lambda db: _month_and_span(db, tenant, at_ns))
+        month, span = self._month_and_span(tenant, at_ns)
         return self._money.run(actor, "month.settle", operation_id, self.body(tenant, month, span))
+
+    def _month_and_span(self, tenant: str, at_ns: int) -> tuple[Period, Period]:
+        return self._money.read(lambda db: _month_and_span(db, tenant, at_ns))
 
     def body(self, tenant: str, month: Period, span: Period) -> dict[str, Any]:
         """The `month.settle` command over `span`, the part of `month` that is its own."""

@@ -14,7 +14,7 @@ from gateway.control.money import Money
 from gateway.control.months import Months
 from tests.unit.billing.invoices.office import DAY_NS, MONTH_END_NS, Office
 from tests.unit.billing.making import T0_NS
-from tests.unit.control.billing_desk import meter_of
+from tests.unit.control.billing_desk import command, meter_of
 from tests.unit.control.support import Desk
 
 NS_PER_S = 1_000_000_000
@@ -540,3 +540,37 @@ def test_a_plan_in_another_currency_than_the_account_is_not_subscribed(desk: Des
     said = refused(desk, "/admin/tenants/globex/subscribe", body)
     assert said == "plan: is in USD, but tenant 'globex' is billed in EUR"
     assert desk.tenant("globex").plan == "free"
+
+
+def test_usage_that_came_in_late_is_rated_before_the_next_invoice(desk: Desk, office: Office) -> None:
+    without_credit = FILE.replace('[plans.pro.trial_credit]\namount = "2"\ndays = 60\n', "")
+    apply(desk, without_credit.replace('fee = "29"', 'fee = "0"'))
+    subscribe(desk)
+    turn_to(desk, office, MONTH_END_NS + DAY_NS)
+    office.post_usage(1_600, plan="pro")
+    desk.must(*command("invoice.bill", {"tenant": "acme", "until_ns": MONTH_END_NS}))
+    assert sum(line.exact_nanos for line in office.document("INV-000001").lines) == 1_500_000_000
+    office.post_usage(400, plan="pro")
+    february_ns = MONTH_END_NS + 28 * DAY_NS
+    turn_to(desk, office, february_ns + DAY_NS)
+    desk.must(*command("invoice.draft", {"tenant": "acme", "until_ns": february_ns}))
+    desk.must(*command("invoice.bill", {"tenant": "acme", "until_ns": february_ns}))
+    runs = desk.must("GET", "/admin/tenants/acme/months")
+    assert [(run["start_ns"], run["n"], run["net_nanos"]) for run in runs] == [
+        (MONTH_END_NS, 0, 10**9),
+        (T0_NS, 1, 1_900_000_000),
+        (T0_NS, 0, 1_500_000_000),
+    ]
+    # 400 late calls at 0.001 and February's minimum.
+    assert sum(line.exact_nanos for line in office.document("INV-000002").lines) == 1_400_000_000
+    office.check()
+
+
+def test_an_invoice_into_a_month_that_is_not_over_bills_list_prices_so_far(desk: Desk, office: Office) -> None:
+    apply(desk, FILE.replace('fee = "29"', 'fee = "0"'))
+    subscribe(desk)
+    turn_to(desk, office, T0_NS + 2 * DAY_NS)
+    office.post_usage(10, plan="pro")
+    draft = desk.must(*command("invoice.draft", {"tenant": "acme", "until_ns": T0_NS + DAY_NS}))
+    assert [line["kind"] for line in draft["lines"]] == ["usage"]
+    assert desk.must("GET", "/admin/tenants/acme/months") == []

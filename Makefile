@@ -6,7 +6,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 ARGS ?=
 DATA_PLANE_TESTS := $(addprefix tests/unit/,auth billing metering monitoring net quota routing wire) tests/unit/test_*.py tests/property
 
-.PHONY: help run models stop test test-long test-compiled check format compile bench bench-quick fuzz locks clean
+.PHONY: help run models stop test test-long test-compiled check format compile bench bench-engine bench-quick fuzz locks clean
 
 help:
 	@echo "make run [ARGS=--detach]  set up, build the showcase models, start, make real calls"
@@ -14,6 +14,7 @@ help:
 	@echo "make test                 set up everything and run the tests (CI runs this)"
 	@echo "make check                lint, format, types, import directions, container and unit files"
 	@echo "make bench                side-by-side benchmark; report in loadtests/reports/"
+	@echo "make bench-engine         the engine against a raw loop and other model servers"
 	@echo "make compile              optional: compile the hot modules (needs a C compiler); workers then run those"
 	@echo "make test-long            200+ kills and other long suites, by hand"
 	@echo "make fuzz                 coverage-guided fuzzing of the parsers"
@@ -90,6 +91,11 @@ bench: $(VENV)/.bench models
 	@sh loadtests/tools.sh
 	@! command -v cc >/dev/null || $(BIN)/python -m gateway.compiled || true
 	@$(BIN)/python -m loadtests.bench $(ARGS)
+
+# MLServer and LitServe join where .venvs/mlserver and .venvs/litserve are: docs/benchmarks.md.
+bench-engine: $(VENV)/.bench .venvs/triton/.done
+	@sh loadtests/tools.sh
+	@$(BIN)/python -m loadtests.engine_bench $(ARGS)
 
 bench-quick:
 	@$(MAKE) --no-print-directory bench ARGS=--quick

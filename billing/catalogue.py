@@ -142,6 +142,8 @@ def _trial_credit(table: Table | None) -> TrialCredit | None:
         amount_nanos=table.amount("amount", high=AMOUNT_NANOS_MAX),
         days=table.integer("days", low=1, high=CREDIT_DAYS_MAX),
     )
+    if not found.amount_nanos:
+        raise table.fail("amount", "is 0: leave trial_credit out")
     table.end()
     return found
 

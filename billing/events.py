@@ -88,13 +88,31 @@ class Closed(msgspec.Struct, frozen=True, array_like=True, tag="C", kw_only=True
     t_ns: int
 
 
-Record = Served | Sent | Ended | Closed
+class Progress(msgspec.Struct, frozen=True, array_like=True, tag="P", kw_only=True):
+    """A call whose reply is a stream, so far: `served` is what its record would be if it ended here (MONEY.md R6).
+
+    The first one, with no units and not billable, is durable before the first byte of the reply. Units in one have been
+    handed to the socket before it was written. The last one counts if the epoch dies before the call's Served is sent.
+    """
+
+    served: Served
+
+
+Record = Served | Sent | Ended | Closed | Progress
+
+#: An array of two, "P", and what follows.
+_PROGRESS: Final = b"\x92\xa1P"
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
 
 #: `encode(record) -> bytes`. Never raises for the types above.
 encode = _encoder.encode
+
+
+def progress_of(served: bytes) -> bytes:
+    """The payload of a Progress from that of the Served in it."""
+    return _PROGRESS + served
 
 
 def decode(payload: bytes | memoryview) -> Record:

@@ -5,6 +5,8 @@
     Served, epoch lives         → waits; the watermark stays below it, so after a crash of the meter it is read again
     Served, epoch dead, no mark → void, counted and published (R7: what the caller got is undecidable)
     Served with a fault         → quarantine (R4)
+    Progress, its Served decided → nothing more
+    Progress, epoch dead before → the last one is posted: its units had been handed to the socket (R6)
 
 One `Intake` per meter process; state is rebuilt from the logs above the watermarks.
 """
@@ -13,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final, NamedTuple
 
-from billing.events import Closed, Ended, Sent, Served
+from billing.events import Closed, Ended, Progress, Sent, Served
 from billing.judge import Verdict
 from billing.ledger.port import BATCH_EVENTS_MAX, Batch, Ending, Item, Position, Rejected, Source
 from billing.packed import AnyRecord, Call, Packed
@@ -36,7 +38,7 @@ class Decided(NamedTuple):
 class LogPairing:
     """One log's records on their way to a decision: which Served wait for their terminal mark."""
 
-    __slots__ = ("_above", "_served", "is_ended", "pending", "seq")
+    __slots__ = ("_above", "_served", "_streams", "is_ended", "pending", "seq")
 
     def __init__(self, position: Position) -> None:
         self.seq = position.seq
@@ -46,6 +48,8 @@ class LogPairing:
         self._served = position.served
         #: Sequence numbers of Served records above the watermark, decided or not.
         self._above: deque[int] = deque()
+        #: Streams whose Served is not decided: call id → numbers of the first and the last Progress, and what that holds.
+        self._streams: dict[bytes, tuple[int, int, Served]] = {}
 
     def feed(self, records: Iterable[tuple[int, AnyRecord]]) -> Decided:
         """Take records in order; returns what they decided."""
@@ -69,26 +73,45 @@ class LogPairing:
                 endings[record.served_seq] = Ending(record.cause, record.bytes_sent)
                 if cut is not None:
                     ready.append((record.served_seq, cut))
+            elif isinstance(record, Progress):
+                call_id = record.served.call_id
+                known = self._streams.get(call_id)
+                self._streams[call_id] = (seq if known is None else known[0], seq, record.served)
             else:
                 assert isinstance(record, Closed)
         self.seq = seq
+        if self._streams:
+            for _, call in ready + freed:
+                self._streams.pop(call.call_id, None)
         return Decided(ready, freed, endings)
 
-    def end(self, last_seq: int) -> list[tuple[int, Call]]:
-        """The epoch is dead and fully read: give up what still waits."""
-        unmarked = list(self.pending.items())
+    def end(self, last_seq: int) -> Decided:
+        """The epoch is dead and fully read: give up (`freed`) what still waits, but for what streams had delivered."""
+        unmarked: list[tuple[int, Call]] = []
+        for seq, call in self.pending.items():
+            if call.call_id not in self._streams:
+                unmarked.append((seq, call))
+        waiting = {call.call_id for call in self.pending.values()}
+        ready: list[tuple[int, Call]] = []
+        for call_id, (_, seq, served) in self._streams.items():
+            ready.append((seq, served))
+            if call_id not in waiting:
+                self._above.append(seq)
         self.pending.clear()
+        self._streams.clear()
         self.seq, self.is_ended = max(self.seq, last_seq), True
-        return unmarked
+        return Decided(ready, unmarked, {})
 
     def position(self) -> Position:
         """The watermark: everything up to it is decided. Never passes the oldest waiting record."""
         above = self._above
-        if not self.pending:
+        if not self.pending and not self._streams:
             self._served += len(above)
             above.clear()
             return Position(self.seq, self._served, self.is_ended)
-        seq = next(iter(self.pending)) - 1
+        seq = min([first for first, _, _ in self._streams.values()], default=self.seq + 1) - 1
+        if self.pending:
+            seq = min(seq, next(iter(self.pending)) - 1)
         while above and above[0] <= seq:
             above.popleft()
             self._served += 1
@@ -129,7 +152,9 @@ class Intake:
 
     def end(self, source: Source, last_seq: int) -> None:
         """The log's epoch is dead and everything of it was fed."""
-        self._voids.extend([(source, seq, served) for seq, served in self._log(source).end(last_seq)])
+        decided = self._log(source).end(last_seq)
+        self._ready.extend([(source, seq, served) for seq, served in decided.ready])
+        self._voids.extend([(source, seq, served) for seq, served in decided.freed])
         self._touched.add(source)
 
     def take_batches(self, judge: Judge, now_ns: int) -> list[Batch]:

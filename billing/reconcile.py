@@ -160,7 +160,8 @@ def _walk_logs(db: sqlite3.Connection, root: Path, positions: dict[Source, Posit
                 disk.note("damaged_log", f"{source.instance}/{source.epoch}", result.reason)
                 continue
             if isinstance(result, EpochEnded):
-                due = pairing.end(result.last_seq)
+                ended = pairing.end(result.last_seq)
+                due = ended.ready + ended.freed
             else:
                 ready, freed, _ = pairing.feed(result.records)
                 due = ready + freed

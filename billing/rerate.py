@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from billing.event_pages import event_pages
 from billing.events import Reason
 from billing.rating import PRICING_BY_REASON, Rater
 
@@ -76,22 +77,18 @@ def rerate(
         raise RerateError(f"from: must be before to ({since_ns} is not before {until_ns})")
     if against is not None and against not in raters:
         raise RerateError(f"against: price book {against} is unknown; known: {', '.join(map(str, sorted(raters)))}")
-    (last_event_id,) = db.execute("SELECT COALESCE(MAX(event_id), 0) FROM usage_event").fetchone()
-    conditions = "e.event_id <= ? AND e.t_ns >= ? AND e.t_ns < ?"
-    values: list[int | str] = [last_event_id, since_ns, until_ns]
-    for column, wanted in (("t.name", tenant), ("f.model", model)):
-        if wanted is not None:
-            conditions += f" AND {column} = ?"
-            values.append(wanted)
     folded: dict[tuple[str, str, int, str], list[int]] = {}
-    for *facts, calls, quotients, rests in db.execute(_SELECT.format(where=conditions), values):
-        same = _Same(*facts)
-        sums = folded.setdefault((same.tenant, same.model, same.version, same.currency), [0, 0, 0])
-        if len(folded) > LINES_MAX:
-            raise RerateError(f"more than {LINES_MAX} lines: narrow the run by tenant, model or time")
-        sums[0] += calls
-        sums[1] += quotients * 1_000_000_000 + rests
-        sums[2] += _amount(raters, same, against) * calls
+    last_event_id = 0
+    for first, last_event_id in event_pages(db, since_ns, until_ns):
+        where, values = _conditions((first, last_event_id), (since_ns, until_ns), tenant, model)
+        for *facts, calls, quotients, rests in db.execute(_SELECT.format(where=where), values):
+            same = _Same(*facts)
+            sums = folded.setdefault((same.tenant, same.model, same.version, same.currency), [0, 0, 0])
+            if len(folded) > LINES_MAX:
+                raise RerateError(f"more than {LINES_MAX} lines: narrow the run by tenant, model or time")
+            sums[0] += calls
+            sums[1] += quotients * 1_000_000_000 + rests
+            sums[2] += _amount(raters, same, against) * calls
     lines = tuple(_line(key, *folded[key]) for key in sorted(folded))
     run = RerateRun(since_ns=since_ns, until_ns=until_ns, against=against, last_event_id=last_event_id, lines=lines)
     return msgspec.structs.replace(run, digest=hashlib.sha256(msgspec.json.encode(run)).hexdigest())
@@ -104,6 +101,18 @@ SELECT t.name, f.model, f.price_version, f.currency, f.outcome, f.reason, e.rows
 FROM usage_event e JOIN facet f USING (facet_id) JOIN tenant t USING (tenant_id)
 WHERE {where} GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
 """
+
+
+def _conditions(
+    events: tuple[int, int], span: tuple[int, int], tenant: str | None, model: str | None
+) -> tuple[str, list[int | str]]:
+    where = "e.event_id BETWEEN ? AND ? AND e.t_ns >= ? AND e.t_ns < ?"
+    values: list[int | str] = [*events, *span]
+    for column, wanted in (("t.name", tenant), ("f.model", model)):
+        if wanted is not None:
+            where += f" AND {column} = ?"
+            values.append(wanted)
+    return where, values
 
 
 def _amount(raters: Mapping[int, Rater], same: _Same, against: int | None) -> int:

@@ -59,12 +59,13 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One rating of a month. `list_nanos` is what its calls cost at list prices."""
+    """One rating of a month over its `ok_calls`. `list_nanos` is what they cost at list prices."""
 
     tenant: str
     start_ns: int
     end_ns: int
     n: int
+    ok_calls: int
     list_nanos: int
     net_nanos: int
     plan_versions: dict[str, int]
@@ -84,6 +85,7 @@ def settle(journal: Journal, body: Settle, now_ns: int) -> Any:
         start_ns=body.start_ns,
         end_ns=body.end_ns,
         n=0 if previous is None else previous.n + 1,
+        ok_calls=sum(one.ok_calls for one in usage),
         list_nanos=list_nanos,
         net_nanos=list_nanos + sum(line.amount_nanos for line in lines),
         plan_versions={one.plan: one.version for one in body.plans},
@@ -103,6 +105,41 @@ def find_run(db: sqlite3.Connection, tenant: str, start_ns: int) -> Run | None:
         "SELECT body FROM month_run WHERE tenant = ? AND start_ns = ? ORDER BY n DESC LIMIT 1", (tenant, start_ns)
     ).fetchone()
     return None if row is None else msgspec.json.decode(row[0], type=Run)
+
+
+def run_over(db: sqlite3.Connection, tenant: str, at_ns: int) -> Run | None:
+    """The last rating of the time that `at_ns` lies in, or None."""
+    row = db.execute(
+        "SELECT body FROM month_run WHERE tenant = ? AND start_ns <= ? AND end_ns > ? ORDER BY start_ns DESC, n DESC",
+        (tenant, at_ns, at_ns),
+    ).fetchone()
+    return None if row is None else msgspec.json.decode(row[0], type=Run)
+
+
+def late_runs(db: sqlite3.Connection, tenant: str, until_ns: int, *, limit: int) -> list[Run]:
+    """The last `limit` months that ended by `until_ns`, as last rated, to which usage came in since; oldest first."""
+    rows = db.execute(
+        "SELECT DISTINCT start_ns FROM month_run WHERE tenant = ? AND end_ns <= ? ORDER BY start_ns DESC LIMIT ?",
+        (tenant, until_ns, limit),
+    ).fetchall()
+    late = []
+    for (start_ns,) in reversed(rows):
+        run = find_run(db, tenant, start_ns)
+        assert run is not None
+        usage = month_usage(db, tenant, run.start_ns, run.end_ns)
+        now = (sum(one.ok_calls for one in usage), sum(one.charge_nanos for one in usage))
+        if now != (run.ok_calls, run.list_nanos):
+            late.append(run)
+    return late
+
+
+def rated_until(db: sqlite3.Connection, tenant: str, start_ns: int, before_ns: int) -> int:
+    """How far [start_ns, before_ns) was rated by runs that began before `before_ns`; `start_ns` when it was not."""
+    (end_ns,) = db.execute(
+        "SELECT COALESCE(MAX(end_ns), ?) FROM month_run WHERE tenant = ? AND start_ns < ? AND end_ns > ?",
+        (start_ns, tenant, before_ns, start_ns),
+    ).fetchone()
+    return int(end_ns)
 
 
 def list_runs(db: sqlite3.Connection, tenant: str, *, limit: int) -> list[Run]:

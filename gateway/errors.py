@@ -34,6 +34,9 @@ class Code(StrEnum):
     VERSION_NOT_FOUND = "version_not_found"
     NOT_IMPLEMENTED = "not_implemented"
     IDEMPOTENCY_UNSUPPORTED = "idempotency_unsupported"
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
+    IDEMPOTENCY_IN_FLIGHT = "idempotency_in_flight"
+    ALREADY_SERVED = "already_served"
     LENGTH_REQUIRED = "length_required"
     REQUEST_TIMEOUT = "request_timeout"
     # Credentials and policy.
@@ -107,6 +110,7 @@ _RETRYABLE = frozenset(
         Code.DAILY_CAP_EXCEEDED,
         Code.MONTHLY_CAP_EXCEEDED,
         Code.REQUEST_TIMEOUT,
+        Code.IDEMPOTENCY_IN_FLIGHT,
     }
 )
 

@@ -82,6 +82,7 @@ class HeadFacts:
         "forward_block",
         "forward_lines",
         "grpc_encoding",
+        "idempotency_key",
         "is_encoded",
         "is_listing",
         "json_length",
@@ -106,6 +107,7 @@ class HeadFacts:
         #: `forward` as an HTTP/2 header block; set by who first needs it.
         self.forward_block: bytes | None = None
         self.request_id: bytes | None = None
+        self.idempotency_key: bytes | None = None
         self.trace_id: bytes | None = None
         self.trace_flags = b"00"
         self.timeout_ns = 0
@@ -193,10 +195,9 @@ def _read_field(head: RequestHead, facts: HeadFacts, name: bytes, value: bytes) 
         if match is not None and match[1] != b"0" * 32 and match[2] != b"0" * 16:
             facts.trace_id, facts.trace_flags = match[1], match[3]
     elif name == b"idempotency-key" and facts.kind is INFER:
-        return Refusal(
-            code=Code.IDEMPOTENCY_UNSUPPORTED,
-            message="Idempotency-Key is not supported yet: leave it out; each call is then billed on its own",
-        )
+        if facts.idempotency_key not in (None, value):
+            return Refusal(code=Code.BAD_REQUEST, message="there are two different Idempotency-Keys: send one")
+        facts.idempotency_key = value
     elif name == b"grpc-timeout" and head.is_grpc:
         timeout_ns = try_timeout_ns(value)
         if timeout_ns is None:

@@ -43,6 +43,7 @@ from gateway.net.h2_call import H2Call
 from gateway.net.h2_exchange import H2Exchange
 from gateway.net.h2_outbound import H2UpstreamPool
 from gateway.quota.store import Decision, Grant
+from gateway.replays import REQUEST_BYTES_MAX, TOO_LARGE, UNSUPPORTED, Claim, ReplayStore, Stored
 from gateway.replies import GRPC_TYPE, answer_health, inference_lines, kept_of, lines_of, refuse, server_timing
 from gateway.routing.router import Endpoint
 from gateway.rows import RowPeek, row_peek_of
@@ -69,6 +70,7 @@ _CUTTING: Final = (H1Request, H2Call)
 
 
 #: Where a call stands (`LiveCall.stage`); events for an earlier or later stage are ignored. Plain ints: see heads.
+KEYED: Final = -1  # the whole request is awaited, to look its Idempotency-Key up
 PEEKING: Final = 0  # gRPC: the model's name is not in yet; HTTP: the rows are not counted yet
 DECIDING: Final = 1  # the owner of a limit was asked
 FORWARDING: Final = 2
@@ -168,6 +170,8 @@ class LiveCall:
     backend_end_ns = 0
     record_ns = 0
     ticket: Ticket | None = None
+    #: The right to run a call with an Idempotency-Key.
+    claim: Claim | None = None
     code: Code | None = None
     status = 0
     stage: int = DECIDING
@@ -202,7 +206,7 @@ class LiveCall:
     def start(self) -> None:
         """Authenticate; then decide, or wait for the model's name."""
         gateway, facts = self.gateway, self.facts
-        if facts.timeout_ns:
+        if facts.timeout_ns and self.deadline is None:
             self.deadline = gateway.loop.call_later(facts.timeout_ns / 1e9, self.on_deadline)
         principal = self.policy.keyring.authenticate(facts.credential, self.arrival_wall_ns)
         if isinstance(principal, Refusal):
@@ -211,7 +215,9 @@ class LiveCall:
                 return
         else:
             self.principal = principal
-        if self.exchange.head.is_grpc and facts.kind >= MODEL_READ:
+        if facts.idempotency_key is not None and self.claim is None:
+            self._await_whole()
+        elif self.exchange.head.is_grpc and facts.kind >= MODEL_READ:
             self.stage = PEEKING
             if self.body is None:
                 self.peek = GrpcPeek(gateway.limits.grpc_message_bytes_max, facts.grpc_encoding)
@@ -219,6 +225,58 @@ class LiveCall:
                 self._peek_whole(self.body)
         else:
             self.decide()
+
+    # -- Idempotency-Key (gateway.replays) ----------------------------------------------------------------------------
+
+    def _await_whole(self) -> None:
+        """A keyed call: its whole request decides whether it runs, is replayed or is refused."""
+        principal, replays = self.principal, self.gateway.replays
+        if principal is None or replays is None or self.gateway.log is None:
+            self.refuse(UNSUPPORTED)
+            return
+        refusal = authorize(principal, Scope.INFER, self.model or None)
+        if refusal is not None:
+            self.refuse(refusal)
+            return
+        self.stage = KEYED
+        if self.is_request_ended:
+            self._take_key(principal, replays)
+        elif self.exchange.head.expects_continue:
+            self.exchange.send_continue()
+
+    def _take_key(self, principal: Principal, replays: ReplayStore) -> None:
+        """Claim the key and go on as a call whose request came whole, or give back what its first call got."""
+        body = self.body
+        if body is None:
+            self.body = body = b"".join(self.held_request or ())
+            self.held_request = None
+        key = self.facts.idempotency_key
+        assert key is not None
+        tenant, key_id, head = principal.tenant.tenant, principal.key.key_id, self.exchange.head
+        found = replays.begin(tenant, key_id, key, head, body, now_s=self.arrival_wall_ns // 1_000_000_000)
+        if isinstance(found, Claim):
+            self.claim = found
+            self.start()
+        elif isinstance(found, Stored):
+            self.status = found.status
+            headers = [*found.headers, (b"idempotency-replayed", b"true")]
+            self.exchange.reply(found.status, headers, found.body or b"", found.trailers)
+            self.finish()
+        else:
+            self.refuse(found)
+
+    def _keep(self, claim: Claim, seq: int) -> bool:
+        """Write the reply down for whoever sends the key again. False: it cannot be, so the call fails, unbilled."""
+        headers = self.reply_headers + self._own_headers(self.record_ns)
+        try:
+            claim.keep(self.reply_status, headers, b"".join(self.reply_body or ()), self.reply_trailers)
+        except OSError:
+            assert self.gateway.log is not None
+            self.gateway.log.mark_ended(seq, "callback_failed", 0)
+            self.charge = self.policy.not_billable
+            self.refuse(Refusal(code=Code.INTERNAL, message="the reply of a keyed call could not be kept"))
+            return False
+        return True
 
     def _peek_whole(self, body: bytes) -> None:
         """Find the model in a body that came whole. Clients repeat themselves: mostly by what is remembered."""
@@ -352,7 +410,7 @@ class LiveCall:
             headers = forwarded_headers(facts, call_id, hex_id, left_ns, is_grpc=head.is_grpc)
             upstream = pool.request(head.method, head.target, headers, head.content_length, self)
         self.upstream = upstream
-        if head.expects_continue:
+        if head.expects_continue and self.claim is None:
             self.exchange.send_continue()
         if self.held_request is not None:
             held, self.held_request = self.held_request, None
@@ -378,6 +436,9 @@ class LiveCall:
             return
         if self.request_bytes > self.gateway.limits.body_bytes_max:
             self.refuse(too_large(self.gateway.limits.body_bytes_max))
+            return
+        if self.stage == KEYED and self.request_bytes > REQUEST_BYTES_MAX:
+            self.refuse(TOO_LARGE)
             return
         peek = self.peek
         if peek is not None and peek.feed(data) is Peeked.FAULT:
@@ -421,6 +482,11 @@ class LiveCall:
 
     def on_request_end(self) -> None:
         self.is_request_ended = True
+        if self.stage == KEYED:
+            assert self.principal is not None
+            assert self.gateway.replays is not None
+            self._take_key(self.principal, self.gateway.replays)
+            return
         peek = self.peek
         if peek is not None and self.stage < RECORDING and peek.end() is Peeked.FAULT:
             self.refuse(Refusal(code=peek.code, message=peek.fault))
@@ -484,6 +550,8 @@ class LiveCall:
                 headers.append((b"content-length", b"%d" % self.reply_length))
             exchange.send_head(self.reply_status, headers)
         for data in self.reply_body[:-1]:
+            if self.claim is not None:
+                self.claim.add(data)
             exchange.send_body(data)
         last = self.reply_body[-1]
         self.reply_body = [last]
@@ -589,7 +657,8 @@ class LiveCall:
             return
         if failpoint.armed:
             failpoint.hit("before_send")
-        self.send()
+        if self.claim is None or self._keep(self.claim, seq):
+            self.send()
 
     def send(self) -> None:
         """Hand the reply, or the rest of it, to the socket."""
@@ -712,6 +781,8 @@ class LiveCall:
         gateway.live.discard(self)
         if self.deadline is not None:
             self.deadline.cancel()
+        if self.claim is not None:
+            self.claim.end()
         if self.buffered_bytes:
             self._unbuffer()
         if self.endpoint is not None and self.backend_start_ns:

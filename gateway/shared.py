@@ -13,6 +13,7 @@ from gateway.monitoring.call_log import CallLog
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
 from gateway.quota.store import QuotaStore
+from gateway.replays import ReplayStore
 from gateway.routing.router import Router
 from gateway.settings import Limits
 from gateway.tickets import Policy
@@ -47,7 +48,9 @@ class Shared:
         call_log: CallLog | None,
         budget: BufferBudget,
         is_key_required: bool = True,
+        replays: ReplayStore | None = None,
     ) -> None:
+        self.replays = replays
         self.policy = policy
         self.router = router
         self.quota = quota

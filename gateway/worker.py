@@ -35,6 +35,7 @@ from gateway.net.tls import tls_context
 from gateway.pipeline import Gateway
 from gateway.quota.memory_client import MemoryQuotaStore
 from gateway.quota.store import QuotaStore
+from gateway.replays import REPLAY_FOLDER, ReplayStore
 from gateway.routing import health
 from gateway.routing.router import Endpoint, Router
 from gateway.settings import Limits, Settings, parse_settings
@@ -95,6 +96,7 @@ class Worker:
             call_log=self._open_call_log(),
             budget=budget,
             is_key_required=settings.require_key,
+            replays=ReplayStore(settings.data_dir / REPLAY_FOLDER),
         )
         self.listener = Listener(
             self.gateway, limits, self.loop, tls=tls_context(settings.tls_certificate, settings.tls_key), budget=budget
@@ -219,6 +221,8 @@ class Worker:
         gateway, limits = self.gateway, self.settings.limits
         gateway.is_policy_refused = self.watcher.age_s() > limits.policy_refuse_s
         gateway.sweep()
+        if gateway.replays is not None:
+            gateway.replays.sweep(self.clock.wall_ns() // 1_000_000_000)
         now_s = self.loop.time()
         for _, endpoint, _ in self._endpoints.values():
             if isinstance(endpoint.http, H1UpstreamPool):

@@ -19,7 +19,8 @@ from model_repo.settings_used import check_settings_used
 Platform = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "python", "ensemble"]
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_PLATFORMS: Final[dict[str, Platform]] = {
+#: What `platform` or `backend` may say → who runs it.
+PLATFORMS: Final[dict[str, Platform]] = {
     "onnxruntime": "onnxruntime",
     "onnxruntime_onnx": "onnxruntime",
     "openvino": "openvino",
@@ -212,9 +213,9 @@ def _platform(message: Any) -> Platform:
         raise ConfigError("platform: missing; set platform or backend")
     found = set()
     for field, value in named.items():
-        platform = _PLATFORMS.get(value)
+        platform = PLATFORMS.get(value)
         if platform is None:
-            raise ConfigError(f"{field}: '{value}' is not served here; served are {', '.join(sorted(_PLATFORMS))}")
+            raise ConfigError(f"{field}: '{value}' is not served here; served are {', '.join(sorted(PLATFORMS))}")
         found.add(platform)
     if len(found) > 1:
         raise ConfigError(f"platform '{message.platform}' and backend '{message.backend}' contradict each other")

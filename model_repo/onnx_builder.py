@@ -1,7 +1,7 @@
 """Owns small ONNX models made from nothing: a protobuf writer for the few ModelProto fields a test or a bench needs.
 
 No `onnx` package is involved. Weights are drawn from a seeded generator, so the same call gives the same bytes.
-`python -m model_repo.onnx_builder {mlp,convnet} (--out FILE | --repository DIR)` writes one of the two bench models.
+`python -m model_repo.onnx_builder {mlp,convnet,wide} (--out FILE | --repository DIR)` writes a bench model.
 """
 
 import argparse
@@ -145,6 +145,28 @@ def build_convnet(*, seed: int = 1) -> bytes:
     )
 
 
+#: (rows, columns) of each of the wide model's layers: 4 of 25 MiB.
+_WIDE: Final = (2560, 2560)
+_WIDE_LAYERS: Final = 4
+
+
+def build_wide(*, seed: int = 1) -> bytes:
+    """x: float32[batch, 2560] → y: float32[batch, 2560]; 100 MiB of weights, for the time that a load takes."""
+    (pattern,) = (_dense("pattern", (_WIDE[1],), random.Random(seed)),)  # noqa: S311 - weights, not secrets
+    names = [f"w{number}" for number in range(_WIDE_LAYERS)]
+    tensors = ["x", *(f"t{number}" for number in range(1, _WIDE_LAYERS)), "y"]
+    return encode_model(
+        [
+            Node(op="MatMul", inputs=(tensors[number], name), outputs=(tensors[number + 1],))
+            for number, name in enumerate(names)
+        ],
+        [Value(name="x", datatype="FP32", shape=("batch", _WIDE[0]))],
+        [Value(name="y", datatype="FP32", shape=("batch", _WIDE[1]))],
+        [Weight(name=name, datatype="FP32", shape=_WIDE, data=pattern.data * _WIDE[0]) for name in names],
+        name="wide",
+    )
+
+
 CONFIGS: Final[dict[str, str]] = {
     "mlp": """name: "mlp"
 platform: "onnxruntime_onnx"
@@ -160,7 +182,14 @@ dynamic_batching { }
 input [ { name: "x" data_type: TYPE_FP32 dims: [ 3, 64, 64 ] } ]
 output [ { name: "y" data_type: TYPE_FP32 dims: [ 10 ] } ]
 """,
+    "wide": """name: "wide"
+platform: "onnxruntime_onnx"
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 2560 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 2560 ] } ]
+""",
 }
+_BUILDERS: Final = {"mlp": build_mlp, "convnet": build_convnet, "wide": build_wide}
 
 
 def write_model(repository: Path, name: str) -> Path:
@@ -168,7 +197,7 @@ def write_model(repository: Path, name: str) -> Path:
     folder = repository / name
     (folder / "1").mkdir(parents=True, exist_ok=True)
     (folder / "config.pbtxt").write_text(CONFIGS[name], encoding="utf-8")
-    (folder / "1" / "model.onnx").write_bytes(build_mlp() if name == "mlp" else build_convnet())
+    (folder / "1" / "model.onnx").write_bytes(_BUILDERS[name]())
     return folder
 
 
@@ -247,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.repository is not None:
         write_model(options.repository, options.model)
     else:
-        options.out.write_bytes(build_mlp() if options.model == "mlp" else build_convnet())
+        options.out.write_bytes(_BUILDERS[options.model]())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from model_repo.config import NAME
-from model_repo.errors import RepositoryError
+from model_repo.errors import ConfigError, RepositoryError
 
 _CONFIG_BYTES_MAX: Final = 1 << 20
 _MODELS_MAX: Final = 10_000
@@ -66,12 +66,35 @@ def _versions(path: Path) -> tuple[int, ...]:
     found = []
     with os.scandir(path) as entries:
         for entry in entries:
-            name = entry.name
-            # Leading zeros would give one version two names.
-            is_number = name.isascii() and name.isdigit() and not name.startswith("0") and len(name) <= 18
-            if is_number and entry.is_dir(follow_symlinks=False):
-                found.append(int(name))
+            number = version_number(entry.name)
+            if number is not None and entry.is_dir(follow_symlinks=False):
+                found.append(number)
     return tuple(sorted(found))
+
+
+def version_number(name: str) -> int | None:
+    """The version that a sub-folder's name stands for. Leading zeros would give one version two names."""
+    is_number = name.isascii() and name.isdigit() and not name.startswith("0") and len(name) <= 18
+    return int(name) if is_number else None
+
+
+def find_model(root: Path, name: str) -> ModelFolder | None:
+    """One model of a repository, as `scan_repository` would list it; None if it would not."""
+    path = root / name
+    if NAME.fullmatch(name) is None or path.is_symlink() or not path.is_dir():
+        return None
+    return ModelFolder(name=name, path=path, versions=_versions(path))
+
+
+def member_parts(parts: tuple[str, ...]) -> None:
+    """Check the names on the way to a file below a model's folder.
+
+    Raises:
+        ConfigError: one of them leads out of it.
+    """
+    for part in parts:
+        if part in {"", ".", ".."} or "/" in part or "\0" in part:
+            raise ConfigError(f"{'/'.join(parts)}: leads out of the model's folder")
 
 
 def read_member(folder: ModelFolder, *parts: str, bytes_max: int) -> bytes:
@@ -116,9 +139,7 @@ def read_config(folder: ModelFolder) -> str:
 
 def _open_member(folder: ModelFolder, parts: tuple[str, ...]) -> int:
     name = "/".join(parts)
-    for part in parts:
-        if part in {"", ".", ".."} or "/" in part or "\0" in part:
-            raise RepositoryError(f"{name}: leads out of the model's folder")
+    member_parts(parts)
     current = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for part in parts[:-1]:

@@ -7,11 +7,14 @@ from typing import Annotated, Any, Final
 import typer
 
 from billing.money import format_nanos
-from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, fail, open_api
+from gateway.commands.client import DEFAULT_DATA_DIR, Api, ApiUrl, AsJson, DataDir, fail, open_api
 from gateway.commands.files import file_body
-from gateway.commands.invoices import TenantId, Zone
+from gateway.commands.invoices import Zone
 from gateway.commands.output import parse_day_ns, parse_duration_s, print_fields, print_json, print_table
 
+_TOTALS: Final = ("calls", "admitted", "recorded_nanos", "would_be_nanos", "change_nanos")
+#: As many as an installation may have.
+TENANTS_MAX: Final = 10_000
 _ADMITTED: Final = "#15803d"
 _REFUSED: Final = "#b91c1c"
 _BEFORE: Final = "#94a3b8"
@@ -20,7 +23,9 @@ _AFTER: Final = "#c2410c"
 
 def simulate(
     *,
-    tenant: TenantId,
+    tenant: Annotated[
+        list[str] | None, typer.Argument(help="Tenants; default: all that are on the plan.", show_default=False)
+    ] = None,
     since: Annotated[str, typer.Option(help="First day, such as 2026-01-01.")],
     until: Annotated[str, typer.Option(help="The day behind the last.")],
     zone: Zone = "UTC",
@@ -39,7 +44,6 @@ def simulate(
 ) -> None:
     """Replay recorded usage against another plan: who would be refused, when, and what revenue changes."""
     body = {
-        "tenant": tenant,
         "since_ns": parse_day_ns("--since", since, zone),
         "until_ns": parse_day_ns("--until", until, zone),
         "plan": plan,
@@ -50,15 +54,66 @@ def simulate(
         "prices": None if prices is None else file_body(prices),
     }
     with open_api(data_dir, api) as control:
-        found = control.post("/admin/plans/simulate", body)
+        names = tenant or _on_plan(control, plan)
+        found = [control.post("/admin/plans/simulate", body | {"tenant": name}) for name in names]
     if plot is not None:
-        draw(found, plot)
+        draw(merge(found), plot)
     if as_json:
-        print_json(found)
+        print_json(found[0] if tenant is not None and len(tenant) == 1 else found)
         return
-    _print(found)
+    if len(found) == 1:
+        _print(found[0])
+    else:
+        _print_all(found)
     if plot is not None:
         typer.echo(f"wrote {plot}")
+
+
+def _on_plan(control: Api, plan: str | None) -> list[str]:
+    """Every tenant on `plan`, or every tenant. Ends the command when there is none."""
+    everyone = control.get_all("/admin/tenants", {}, TENANTS_MAX)
+    names = [str(one["tenant"]) for one in everyone if plan in {None, one["plan"]}]
+    if not names:
+        fail(f"no tenant is on plan {plan!r}: name tenants to simulate")
+    return names
+
+
+def merge(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """One simulation of many tenants: calls and money added up, step by step."""
+    if len(found) == 1:
+        return found[0]
+    steps: dict[int, list[int]] = {}
+    for one in found:
+        for step in one["series"]:
+            sums = steps.setdefault(step["at_ns"], [0, 0])
+            sums[0] += step["admitted"]
+            sums[1] += step["refused"]
+    totals = {name: sum(one[name] for one in found) for name in _TOTALS}
+    series = [{"at_ns": at_ns, "admitted": sums[0], "refused": sums[1]} for at_ns, sums in sorted(steps.items())]
+    would_be = format_nanos(totals["would_be_nanos"])
+    return found[0] | totals | {"tenant": f"{len(found)} tenants", "series": series, "would_be": would_be}
+
+
+def _print_all(found: list[dict[str, Any]]) -> None:
+    columns = ("tenant", "calls", "refused", "by", "first refused", "recorded", "under the plan", "change")
+    rows = [_row(one) for one in found]
+    total = merge(found)
+    rows.append(_row(total | {"refused": {}}))
+    print_table(columns, rows, right=frozenset(columns) - {"tenant", "by", "first refused"})
+
+
+def _row(one: dict[str, Any]) -> tuple[object, ...]:
+    first = min((limit["first_at"] for limit in one["refused"].values()), default=None)
+    return (
+        one["tenant"],
+        one["calls"],
+        one["calls"] - one["admitted"],
+        list(one["refused"]),
+        first,
+        format_nanos(one["recorded_nanos"]),
+        one["would_be"],
+        format_nanos(one["change_nanos"]),
+    )
 
 
 def _limits(given: list[str]) -> dict[str, int | None]:

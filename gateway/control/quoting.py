@@ -110,11 +110,8 @@ def simulation(registry: Registry, money: Money, body: SimulateBody) -> dict[str
     if zone is None:
         raise SimulateError(f"tenant {body.tenant!r} has the zone {tenant.zone!r}, which this machine does not know")
     offer = Offer(chosen.plan, chosen.terms, compile_book(book), monthly_fee(chosen.terms, body.packs))
-    outcome = money.read(
-        lambda db: simulate(
-            read_events(db, body.tenant, body.since_ns, body.until_ns), offer, zone, bucket_s=body.bucket_s
-        )
-    )
+    events = money.read(lambda db: read_events(db, body.tenant, body.since_ns, body.until_ns))
+    outcome = simulate(events, offer, zone, bucket_s=body.bucket_s)
     return _answer(body, offer, outcome, book)
 
 

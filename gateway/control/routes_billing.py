@@ -31,6 +31,7 @@ from gateway.control.billing_views import (
     row_view,
 )
 from gateway.control.money import Money
+from gateway.control.months import Months
 from gateway.control.routes import ERRORS, PAGE_DEFAULT, REQUIRE_ACTOR, Actor, After, Limit, TheRegistry
 from gateway.control.views import ErrorView, Page, instant
 
@@ -51,9 +52,17 @@ def _money(request: Request, registry: TheRegistry) -> Money:
 TheMoney = Annotated[Money, Depends(_money)]
 
 
+def _months(registry: TheRegistry, money: TheMoney) -> Months:
+    return Months(money, registry)
+
+
+TheMonths = Annotated[Months, Depends(_months)]
+
+
 @router.post("/commands/{verb}")
-def run_command(money: TheMoney, actor: Actor, verb: Name, body: CommandBody) -> dict[str, Any]:
+def run_command(money: TheMoney, months: TheMonths, actor: Actor, verb: Name, body: CommandBody) -> dict[str, Any]:
     """Carry out a money command (docs/billing-api.md lists them): one ledger transaction, safe to repeat."""
+    months.settle_for(actor, verb, body.body)
     answer: dict[str, Any] = money.run(actor, verb, body.operation_id, body.body)
     return answer
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 from sqlalchemy import Connection
 
 from billing import credit_store
@@ -17,7 +17,6 @@ from billing.rerate import RerateError, rerate
 from billing.settlement import list_runs
 from gateway.control import catalogue, plans, prices, quoting
 from gateway.control.errors import invalid
-from gateway.control.months import Months
 from gateway.control.pricing_views import (
     AppliedView,
     BookView,
@@ -35,7 +34,7 @@ from gateway.control.pricing_views import (
 )
 from gateway.control.registry import Change
 from gateway.control.routes import ERRORS, PAGE_DEFAULT, REQUIRE_ACTOR, Actor, After, Limit, TheRegistry
-from gateway.control.routes_billing import TheMoney
+from gateway.control.routes_billing import TheMoney, TheMonths
 from gateway.control.simulate import SimulateError
 from gateway.control.subscribing import Subscribing
 from gateway.control.views import ErrorView, Page, TenantView, instant
@@ -48,13 +47,6 @@ router = APIRouter(prefix="/admin", tags=["plans"], dependencies=[REQUIRE_ACTOR]
 
 Name = Annotated[str, Path(max_length=64)]
 RUNS_MAX = 1_000
-
-
-def _months(registry: TheRegistry, money: TheMoney) -> Months:
-    return Months(money, registry)
-
-
-TheMonths = Annotated[Months, Depends(_months)]
 
 
 @router.post("/catalogue")

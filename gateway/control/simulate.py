@@ -8,11 +8,13 @@ compute time, which is a lower bound.
 
 import heapq
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final, NamedTuple
 from zoneinfo import ZoneInfo
 
+from billing.event_pages import event_pages
 from billing.month import MonthLine, PlanMonth, Usage, month_lines
 from billing.plans import PlanTerms
 from billing.rating import Rater
@@ -21,7 +23,7 @@ from gateway.quota.allowance import Allowance, Instant, Wanted
 from gateway.quota.calendar import month_window
 from gateway.snapshot import Plan
 
-EVENTS_MAX: Final = 5_000_000
+EVENTS_MAX: Final = 1_000_000
 BUCKETS_MAX: Final = 10_000
 NS_PER_S: Final = 1_000_000_000
 
@@ -89,17 +91,28 @@ class Outcome:
     months: list[MonthMoney] = field(default_factory=list)
 
 
-def read_events(db: sqlite3.Connection, tenant: str, since_ns: int, until_ns: int) -> Iterator[Event]:
-    """A tenant's recorded calls in the order of their instants. Raises SimulateError for more than EVENTS_MAX."""
-    where = "FROM usage_event e JOIN facet f USING (facet_id) JOIN tenant t USING (tenant_id)"
-    where += " WHERE t.name = ? AND e.t_ns >= ? AND e.t_ns < ?"
-    values = (tenant, since_ns, until_ns)
-    (count,) = db.execute(f"SELECT COUNT(*) {where}", values).fetchone()
-    if count > EVENTS_MAX:
-        raise SimulateError(f"{count} calls are more than the {EVENTS_MAX} allowed: choose a shorter time")
-    columns = "e.t_ns, f.model, f.outcome, e.rows, e.compute_ns, e.request_bytes + e.reply_bytes, e.charge_nanos"
-    for row in db.execute(f"SELECT {columns} {where} ORDER BY e.t_ns, e.event_id", values):
-        yield Event._make(row)
+_SELECT: Final = """
+SELECT e.t_ns, f.model, f.outcome, e.rows, e.compute_ns, e.request_bytes + e.reply_bytes, e.charge_nanos
+FROM usage_event e JOIN facet f USING (facet_id) JOIN tenant t USING (tenant_id)
+WHERE e.event_id BETWEEN ? AND ? AND t.name = ? AND e.t_ns >= ? AND e.t_ns < ? ORDER BY e.event_id
+"""
+
+
+def read_events(
+    db: sqlite3.Connection, tenant: str, since_ns: int, until_ns: int, *, events_max: int = EVENTS_MAX
+) -> list[Event]:
+    """A tenant's recorded calls in the order of their instants, all in memory (0.3 KB each).
+
+    Raises SimulateError for more than `events_max`.
+    """
+    found: list[Event] = []
+    for first, last in event_pages(db, since_ns, until_ns):
+        found += map(Event._make, db.execute(_SELECT, (first, last, tenant, since_ns, until_ns)))
+        if len(found) > events_max:
+            raise SimulateError(f"more than {events_max} calls: choose a shorter time")
+    # Stable: calls of one instant stay in the order of posting.
+    found.sort(key=itemgetter(0))
+    return found
 
 
 def simulate(events: Iterable[Event], offer: Offer, zone: ZoneInfo, *, bucket_s: int) -> Outcome:

@@ -10,10 +10,12 @@ import sqlalchemy as sa
 
 from billing.credit_store import find_grant
 from billing.invoices import subscriptions
+from billing.invoices.store import find_account
 from billing.money import to_minor
 from billing.plans import PlanTerms
 from gateway.control import tenants
 from gateway.control.agreements import check_packs, newest_pack, packs_of
+from gateway.control.errors import invalid
 from gateway.control.money import Money
 from gateway.control.plans import newest_terms, require_plan
 from gateway.control.registry import Change, Registry
@@ -37,6 +39,7 @@ class Subscribing:
         The fee is the plan's and its packs' together, prorated by the second when it changes.
         """
         terms = self._registry.read(lambda tx, _: _wanted(tx, tenant, plan, packs))
+        self._check_currency(tenant, terms)
         fee = 0 if terms is None else _fee_minor(terms, packs)
         name = f"{NAME}{plan}" + (f" with {packs} packs" if packs else "")
         self._converge(actor, tenant, terms, name, fee, operation_id)
@@ -47,6 +50,11 @@ class Subscribing:
             "tenant.subscribe",
             lambda tx, now_ns: _change(tx, tenant, plan, packs, now_ns),
         )
+
+    def _check_currency(self, tenant: str, terms: PlanTerms | None) -> None:
+        account = self._money.read(lambda db: find_account(db, tenant))
+        if account is not None and terms is not None and account.currency != terms.currency:
+            raise invalid(f"plan: is in {terms.currency}, but tenant {tenant!r} is billed in {account.currency}")
 
     def _converge(  # noqa: PLR0917 - what the subscription shall be, in its order
         self, actor: str, tenant: str, terms: PlanTerms | None, name: str, fee: int, operation_id: str

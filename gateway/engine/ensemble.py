@@ -44,6 +44,8 @@ class Ensemble:
         self._steps = list(steps)
         self._statistics = statistics
         self._clock = clock
+        #: Works under way.
+        self.open_works = 0
         self._inputs = frozenset(spec.name for spec in interface.inputs)
 
     def submit(self, work: Work) -> None:
@@ -52,11 +54,13 @@ class Ensemble:
             at_ns = work.enqueued_ns + work.timeout_ns
             work.deadline_ns = min(work.deadline_ns or at_ns, at_ns)
         progress = work.progress = _Progress(dict(work.feeds), list(self._steps))
+        self.open_works += 1
         self._advance(work, progress)
 
     def cancel(self, work: Work) -> None:
         if not work.is_done:
             work.withdraw()
+            self.open_works -= 1
             self._withdraw_steps(work)
 
     def _advance(self, work: Work, progress: _Progress) -> None:
@@ -125,11 +129,13 @@ class Ensemble:
         self._statistics.on_batch(work.rows, 0, work.compute_ns, 0)
         self._statistics.on_success(total_ns, work.queue_ns)
         self._statistics.last_wall_ms = self._clock.wall_ns() // 1_000_000
+        self.open_works -= 1
         work.resolve(outputs)
 
     def _fail(self, work: Work, error: TollwayError) -> None:
         if not work.is_done:
             self._statistics.on_fail(self._clock.monotonic_ns() - work.enqueued_ns)
+            self.open_works -= 1
             self._withdraw_steps(work)
             work.fail(error)
 

@@ -60,8 +60,20 @@ class Loaded:
     close: Callable[[], Awaitable[None]]
     batcher: Batcher | None = None
     python: PythonModel | None = None
+    ensemble: Ensemble | None = None
     #: Of a model in one file: library, version and what it runs on.
     description: str = ""
+
+    def open_works(self) -> int:
+        """Works that wait or run; a batch under way counts as one."""
+        count = 0
+        if self.batcher is not None:
+            count += self.batcher.queued + self.batcher.running
+        if self.python is not None:
+            count += self.python.open_requests
+        if self.ensemble is not None:
+            count += self.ensemble.open_works
+        return count
 
 
 async def load_file_version(source: Source, host: Host) -> Loaded:
@@ -71,6 +83,7 @@ async def load_file_version(source: Source, host: Host) -> Loaded:
         RepositoryError: the file is missing or does not fit, its library is missing, or a warm-up fails.
     """
     config = source.config
+    begun_ns = host.clock.monotonic_ns()
     path = _file(source)
     threads = min(_positive(config, INTRA_OP_THREADS) or host.intra_op_threads, _INTRA_OP_THREADS_MAX)
 
@@ -95,6 +108,8 @@ async def load_file_version(source: Source, host: Host) -> Loaded:
         await host.loop.run_in_executor(host.pool, release)
 
     batcher = _batcher(source, runner, place, host)
+    load_ms = (host.clock.monotonic_ns() - begun_ns) // 1_000_000
+    _LOG.info("model_ready model=%s load_ms=%d runtime=%s", config.name, load_ms, runtime.description)
     return Loaded(servable=batcher, batcher=batcher, close=close, description=runtime.description)
 
 
@@ -196,7 +211,7 @@ async def load_ensemble_version(
     for warmup in source.config.warmups:
         for _ in range(warmup.runs):
             await _run_once(ensemble, source, warmup_sample(warmup, source.interface, source.folder), host)
-    return Loaded(servable=ensemble, close=_nothing)
+    return Loaded(servable=ensemble, ensemble=ensemble, close=_nothing)
 
 
 async def _run_once(ensemble: Ensemble, source: Source, accepted: Accepted, host: Host) -> None:

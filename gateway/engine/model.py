@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from gateway.engine.host import Host
 from gateway.engine.interface import Interface
@@ -43,6 +43,9 @@ class ModelVersion:
         #: Whether its works need what their requests say beside their tensors; an ensemble hands it to its steps.
         self.reads_context = config.platform in ("python", "ensemble")
         self.statistics = Statistics()
+        #: What each protocol writes replies with; they go with the version.
+        self.rest_writer: Any = None
+        self.rpc_writer: Any = None
         self.labels: dict[str, tuple[str, ...]] = {}
         self.state = State.LOADING
         self.reason = ""
@@ -65,6 +68,30 @@ class ModelVersion:
     def shown_state(self) -> State:
         """READY only if it is."""
         return State.UNAVAILABLE if self.state is State.READY and not self.is_ready else self.state
+
+    @property
+    def folder(self) -> ModelFolder:
+        """Where its files lie."""
+        return self._source.folder
+
+    @property
+    def steps(self) -> list["ModelVersion"]:
+        """What an ensemble is made of; empty for other models and before it is loaded."""
+        return self._steps
+
+    @property
+    def open_works(self) -> int:
+        """Works that wait or run in it."""
+        return self._loaded.open_works() if self._loaded is not None else 0
+
+    def renewed(self) -> "ModelVersion":
+        """The same version, not loaded yet."""
+        return ModelVersion(self._source.folder, self.config, self.number)
+
+    def refuse(self, reason: str) -> None:
+        """It cannot be served."""
+        self.reason = reason
+        self.state = State.UNAVAILABLE
 
     @property
     def is_decoupled(self) -> bool:
@@ -104,8 +131,7 @@ class ModelVersion:
             self.labels = await host.loop.run_in_executor(host.pool, read_labels, self._source.folder, self.config)
             self._loaded = await self._load(host, find_step)
         except RepositoryError as error:
-            self.reason = str(error)
-            self.state = State.UNAVAILABLE
+            self.refuse(str(error))
             return
         if self._loaded.python is not None:
             self._loaded.python.on_change = self._on_python_change

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.engine.auto_config import complete_file_config
+from gateway.engine.bring_up import bring_up, is_up
+from gateway.engine.changes import Changes
 from gateway.engine.host import Host
 from gateway.engine.model import ModelVersion, State
 from gateway.engine.python_complete import complete_config
@@ -13,7 +16,7 @@ from gateway.errors import Code, TollwayError
 from model_repo.config import ModelConfig, parse_config
 from model_repo.ensembles import EnsembleStep
 from model_repo.errors import RepositoryError
-from model_repo.repository import ModelFolder, read_config, scan_repository
+from model_repo.repository import ModelFolder, find_model, scan_repository
 
 _LOG: Final = logging.getLogger("tollway.engine")
 
@@ -29,7 +32,10 @@ class Registry:
         self._models: dict[str, dict[int, ModelVersion]] = {}
         #: Name → why there is no version of it.
         self._refused: dict[str, str] = {}
+        #: Name → (versions, why): unloaded on demand, or not come up when asked to. Their absence is no fault.
+        self._absent: dict[str, tuple[tuple[str, ...], str]] = {}
         self._is_loaded = False
+        self.changes = Changes(self, host)
 
     @property
     def is_ready(self) -> bool:
@@ -43,7 +49,8 @@ class Registry:
             self._is_loaded
             and bool(versions)
             and not self._refused
-            and all(version.state is State.READY for version in versions)
+            and all(version.state in (State.READY, State.UNLOADING) for version in versions)
+            and any(is_up(version) for version in versions)
         )
 
     def versions(self) -> Iterable[ModelVersion]:
@@ -59,7 +66,7 @@ class Registry:
         """
         versions = self._models.get(name)
         if versions is None:
-            raise TollwayError(Code.MODEL_NOT_FOUND, f"model '{name[:200]}' is not found")
+            raise self._not_here(name)
         return [version for _, version in sorted(versions.items())]
 
     def get(self, name: str, version: str = "") -> ModelVersion:
@@ -70,7 +77,7 @@ class Registry:
         """
         versions = self._models.get(name)
         if versions is None:
-            raise TollwayError(Code.MODEL_NOT_FOUND, f"model '{name[:200]}' is not found")
+            raise self._not_here(name)
         if version:
             found = versions.get(int(version)) if version.isascii() and version.isdigit() else None
             if found is None:
@@ -82,6 +89,11 @@ class Registry:
             return next(iter(versions.values()))
         ready = [number for number, candidate in versions.items() if candidate.is_ready]
         return versions[max(ready or versions)]
+
+    def _not_here(self, name: str) -> TollwayError:
+        if name in self._absent:
+            return TollwayError(Code.MODEL_NOT_READY, f"model '{name}' is not loaded: {self._absent[name][1]}")
+        return TollwayError(Code.MODEL_NOT_FOUND, f"model '{name[:200]}' is not found")
 
     def index(self, *, is_ready_only: bool = False) -> list[dict[str, str]]:
         """Triton's repository index. A version whose step is down is UNAVAILABLE while it is."""
@@ -101,6 +113,11 @@ class Registry:
             {"name": name, "version": "", "state": State.UNAVAILABLE.value, "reason": reason}
             for name, reason in sorted(self._refused.items())
         ]
+        rows += [
+            {"name": name, "version": version, "state": State.UNAVAILABLE.value, "reason": reason}
+            for name, (versions, reason) in sorted(self._absent.items())
+            for version in versions or ("",)
+        ]
         return rows
 
     async def load(self) -> None:
@@ -114,7 +131,7 @@ class Registry:
             self._refused.update(scan.refused)
             for folder in scan.models:
                 await self._add(folder)
-        await self._load_all()
+        await bring_up(list(self.versions()), self._host, self.find_step)
         self._is_loaded = True
         for row in self.index():
             log = _LOG.info if row["state"] == State.READY else _LOG.error
@@ -126,7 +143,7 @@ class Registry:
             return
         self._models[folder.name] = {}
         try:
-            config = await self._host.loop.run_in_executor(self._host.pool, _read, folder, self._host)
+            config = await self._host.loop.run_in_executor(self._host.pool, self.read, folder)
             numbers = config.versions.choose(folder.versions)
             if not numbers:
                 raise RepositoryError("has no version folder, such as '1'")
@@ -135,46 +152,64 @@ class Registry:
             return
         self._models[folder.name] = {number: ModelVersion(folder, config, number) for number in numbers}
 
-    async def _load_all(self) -> None:
-        """Models first, side by side; then ensembles, each after the ensembles it is made of."""
-        versions = list(self.versions())
-        plain = [version for version in versions if version.config.platform != "ensemble"]
-        async with asyncio.TaskGroup() as group:
-            for version in plain:
-                group.create_task(version.load(self._host, self._find_step), name=f"load {version.name}")
-        waiting = [version for version in versions if version.config.platform == "ensemble"]
-        while waiting:
-            names = {version.name for version in waiting}
-            next_round = [
-                version for version in waiting if not names.intersection(step.model for step in version.config.steps)
-            ]
-            if not next_round:
-                for version in waiting:
-                    version.state = State.UNAVAILABLE
-                    version.reason = "ensemble_scheduling: ensembles that contain each other"
-                return
-            for version in next_round:
-                await version.load(self._host, self._find_step)
-                waiting.remove(version)
-
-    def _find_step(self, step: EnsembleStep) -> ModelVersion:
+    def find_step(self, step: EnsembleStep) -> ModelVersion:
+        """Raises: RepositoryError: there is no such model or version."""
         try:
             return self.get(step.model, "" if step.version < 0 else str(step.version))
         except TollwayError as error:
             raise RepositoryError(f"ensemble step '{step.model}': {error.message}") from error
 
+    # -- changes (gateway.engine.changes) ------------------------------------------------------------------------------
+
+    def find_folder(self, name: str) -> ModelFolder | None:
+        """Where a model lies; of two repositories that have it, the first. Blocks."""
+        return next((folder for root in self._repositories if (folder := find_model(root, name))), None)
+
+    def read(self, folder: ModelFolder, text: str = "") -> ModelConfig:
+        """The configuration of a model: `text`, or config.pbtxt, or what its file says. Blocks.
+
+        Raises:
+            RepositoryError: there is none, or it cannot be served.
+        """
+        text = complete_file_config(text, folder)
+        completed = complete_config(text, folder, self._host.python_allowed, self._host.python_limits)
+        return completed or parse_config(text, name=folder.name)
+
+    def is_known(self, name: str) -> bool:
+        return name in self._models or name in self._absent or name in self._refused
+
+    def loaded(self, name: str) -> list[ModelVersion]:
+        """Versions of a model, ascending, in whatever state; none if it is not there."""
+        return [version for _, version in sorted(self._models.get(name, {}).items())]
+
+    def replace(self, models: Mapping[str, dict[int, ModelVersion]]) -> list[ModelVersion]:
+        """Serve these from now on; returns those that they replace."""
+        replaced = [version for name in models for version in self.loaded(name)]
+        for name, versions in models.items():
+            self._models[name] = versions
+            self._refused.pop(name, None)
+            self._absent.pop(name, None)
+        return replaced
+
+    def note(self, name: str, reason: str) -> None:
+        """A load failed: said in the index, unless an older version of the model serves on."""
+        if not self._models.get(name):
+            self.forget(name, reason)
+
+    def forget(self, name: str, reason: str) -> None:
+        """Serve a model no more."""
+        versions = tuple(version.version for version in self.loaded(name))
+        self._models.pop(name, None)
+        self._refused.pop(name, None)
+        self._absent[name] = (versions or self._absent.get(name, ((), ""))[0], reason)
+
     async def unload(self) -> None:
         """Give everything back; the caller has waited for works under way."""
         self._is_loaded = False
+        await self.changes.aclose()
         async with asyncio.TaskGroup() as group:
             for version in self.versions():
                 group.create_task(version.unload(), name=f"unload {version.name}")
-
-
-def _read(folder: ModelFolder, host: Host) -> ModelConfig:
-    text = read_config(folder)
-    completed = complete_config(text, folder, host.python_allowed, host.python_limits)
-    return completed or parse_config(text, name=folder.name)
 
 
 def model_stats(versions: Iterable[ModelVersion]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.call import Data, Headers
+from gateway.engine.admin import Admin, shared_memory_refused
 from gateway.engine.body import COMPRESS_BYTES_MIN
 from gateway.engine.codec_http import ReplyWriter, decode_body
 from gateway.engine.codec_json import JsonCodec
@@ -13,6 +14,7 @@ from gateway.engine.generate import VERBS, serve_generate
 from gateway.engine.metadata import model_config, model_metadata, server_metadata
 from gateway.engine.model import ModelVersion
 from gateway.engine.offload import Coder
+from gateway.engine.overrides import read_parameters
 from gateway.engine.registry import Registry, model_stats
 from gateway.engine.service import BODY_BYTES_MAX, MIB, EngineCall
 from gateway.engine.tensors import Array
@@ -42,7 +44,6 @@ class RestServer:
         self._server_metadata = server_metadata(version)
         self._body_bytes_max = body_bytes_max
         self._codec = JsonCodec()
-        self._writers: dict[ModelVersion, ReplyWriter] = {}
         self._answers: dict[Verb, Callable[[EngineCall, Data], Any]] = {
             Verb.SERVER_LIVE: lambda _call, _body: {"live": True},
             Verb.SERVER_READY: self._ready,
@@ -54,6 +55,8 @@ class RestServer:
             Verb.ALL_STATS: lambda _call, _body: model_stats(self._registry.versions()),
             Verb.REPOSITORY_INDEX: self._index,
         }
+        admin = Admin(registry)
+        self._changes = {Verb.REPOSITORY_LOAD: admin.load, Verb.REPOSITORY_UNLOAD: admin.unload}
 
     def serve(self, call: EngineCall, body: Data) -> None:
         """See `ProtocolServer`."""
@@ -83,6 +86,14 @@ class RestServer:
     def _answer(self, call: EngineCall, body: Data) -> None:
         verb = call.facts.route.verb
         answer = self._answers.get(verb)
+        change = self._changes.get(verb)
+        if change is not None:
+            # Triton answers with an empty body.
+            parameters = read_parameters(body)
+            change(call.facts.route.model, parameters, lambda: call.reply(200, _JSON, b""), call.fail)
+            return
+        if verb is Verb.SHARED_MEMORY:
+            raise shared_memory_refused()
         if answer is None:
             raise TollwayError(Code.NOT_IMPLEMENTED, f"{verb.value.replace('_', ' ')} is not served by this engine")
         # Never compressed, as Triton's: tritonclient's aio client inflates the replies of `infer` only.
@@ -140,9 +151,9 @@ class RestServer:
         version, request = call.version, call.request
         assert version is not None
         assert request is not None
-        writer = self._writers.get(version)
+        writer: ReplyWriter | None = version.rest_writer
         if writer is None:
-            writer = self._writers[version] = ReplyWriter(version)
+            writer = version.rest_writer = ReplyWriter(version)
         headers, body = writer.write(request, outputs)
         self._reply(call, headers + call.cost_headers(), body)
 

@@ -10,6 +10,7 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from gateway.call import Data
+from gateway.engine.admin import Admin, parameter_value, shared_memory_refused
 from gateway.engine.codec_grpc import GrpcReplyWriter, decode_infer, parse_infer
 from gateway.engine.heads import HeadFacts
 from gateway.engine.messages import fill_message
@@ -27,6 +28,11 @@ from gateway.wire.status import grpc_status
 
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
 _INFER: Final = _SERVICE + b"ModelInfer"
+_SHARED_MEMORY: Final = frozenset(
+    _SERVICE + kind + b"SharedMemory" + verb
+    for kind in (b"System", b"Cuda")
+    for verb in (b"Status", b"Register", b"Unregister")
+)
 _HEALTH: Final = b"/grpc.health.v1.Health/Check"
 #: Services whose health may be asked for by name; "" is the server.
 _HEALTH_SERVICES: Final = frozenset({"", "inference.GRPCInferenceService"})
@@ -44,7 +50,6 @@ class RpcServer:
         self._coder = coder
         self._server_metadata = server_metadata(version)
         self._body_bytes_max = body_bytes_max
-        self._writers: dict[ModelVersion, GrpcReplyWriter] = {}
         methods: dict[str, tuple[Any, Callable[[Any], Any]]] = {
             "ServerLive": (service_pb2.ServerLiveRequest, lambda _: service_pb2.ServerLiveResponse(live=True)),
             "ServerReady": (service_pb2.ServerReadyRequest, self._server_ready),
@@ -56,11 +61,26 @@ class RpcServer:
             "RepositoryIndex": (service_pb2.RepositoryIndexRequest, self._index),
         }
         self._methods = {_SERVICE + name.encode(): method for name, method in methods.items()}
+        admin = Admin(registry)
+        self._changes: dict[bytes, tuple[Any, Any, Any]] = {
+            _SERVICE + b"RepositoryModelLoad": (
+                service_pb2.RepositoryModelLoadRequest,
+                admin.load,
+                service_pb2.RepositoryModelLoadResponse(),
+            ),
+            _SERVICE + b"RepositoryModelUnload": (
+                service_pb2.RepositoryModelUnloadRequest,
+                admin.unload,
+                service_pb2.RepositoryModelUnloadResponse(),
+            ),
+        }
 
     def serve(self, call: EngineCall, body: Data) -> None:
         """See `ProtocolServer`."""
         path = call.facts.method
-        if path not in (_INFER, _HEALTH) and path not in self._methods:
+        if path in _SHARED_MEMORY:
+            raise shared_memory_refused()
+        if path not in (_INFER, _HEALTH) and path not in self._methods and path not in self._changes:
             raise TollwayError(Code.NOT_FOUND, f"method {path[:200].decode('latin-1')} is not served by this engine")
         is_compressed, message = _unframe(body)
         if not is_compressed:
@@ -103,9 +123,19 @@ class RpcServer:
         if path == _HEALTH:
             call.reply(200, [CONTENT_TYPE], frame(self._health(message)), _OK)
             return
+        if path in self._changes:
+            self._change(call, message)
+            return
         request_type, answer = self._methods[path]
         request = _parse(request_type, message)
         call.reply(200, [CONTENT_TYPE], frame(answer(request).SerializeToString()), _OK)
+
+    def _change(self, call: EngineCall, message: Data) -> None:
+        request_type, change, answer = self._changes[call.facts.method]
+        request = _parse(request_type, message)
+        parameters = {name: parameter_value(request.parameters[name]) for name in request.parameters}
+        body = frame(answer.SerializeToString())
+        change(request.model_name, parameters, lambda: call.reply(200, [CONTENT_TYPE], body, _OK), call.fail)
 
     def _infer(self, call: EngineCall, message: Data) -> None:
         message_request, raw = parse_infer(message)
@@ -122,9 +152,9 @@ class RpcServer:
         call.reply(200, [CONTENT_TYPE, *call.cost_headers()], body, _OK)
 
     def _writer_of(self, version: ModelVersion) -> GrpcReplyWriter:
-        writer = self._writers.get(version)
+        writer: GrpcReplyWriter | None = version.rpc_writer
         if writer is None:
-            writer = self._writers[version] = GrpcReplyWriter(version)
+            writer = version.rpc_writer = GrpcReplyWriter(version)
         return writer
 
     def _health(self, message: Data) -> bytes:

@@ -117,7 +117,7 @@ CASES = {
         grpc="RESOURCE_EXHAUSTED",
         text=str(BODY_BYTES_MAX),
     ),
-    "idempotency_key": Case(act=infer(extra_headers={"idempotency-key": "once"}), **BAD, text="Idempotency-Key"),
+    "idempotency_key": Case(act=infer(extra_headers={"idempotency-key": "two words"}), **BAD, text="Idempotency-Key"),
 }
 
 

@@ -206,13 +206,32 @@ def test_free_calls_are_posted_at_zero(stage: Stage, tenant: str, plan: str, rea
     assert (found["charge_nanos"], found["reason"], found["tenant"]) == (0, reason, tenant)
 
 
-def test_an_idempotency_key_is_refused_not_ignored(stage: Stage) -> None:
-    reply = infer(stage, stage.key, headers={"idempotency-key": "k"})
-    assert (reply.status_code, reply.json()["code"]) == (400, "idempotency_unsupported")
-    answer = rpc(stage, stage.key, metadata={"idempotency-key": "k"})
-    assert (answer.code, answer.trailing["tollway-code"]) == (
-        grpc.StatusCode.INVALID_ARGUMENT, "idempotency_unsupported",
+def test_a_keyed_call_is_executed_once_and_answered_again(stage: Stage) -> None:
+    """Both protocols, whichever worker the second connection meets; another request under the key is refused."""
+    before = stage.tollway.admin("GET", "/admin/usage?by=tenant")
+    first, second = (infer(stage, stage.key, headers={"idempotency-key": "e2e-1"}) for _ in range(2))
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert second.content == first.content
+    assert second.headers["tollway-call-id"] == first.headers["tollway-call-id"]
+    assert second.headers["idempotency-replayed"] == "true"
+    assert "idempotency-replayed" not in first.headers
+    other = infer(stage, stage.key, rows=2, headers={"idempotency-key": "e2e-1"})
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+    answers = [rpc(stage, stage.key, metadata={"idempotency-key": "e2e-2"}) for _ in range(2)]
+    assert [answer.code for answer in answers] == [grpc.StatusCode.OK] * 2
+    assert answers[1].initial["idempotency-replayed"] == "true"
+    assert answers[0].initial["tollway-call-id"] == answers[1].initial["tollway-call-id"]
+    mismatch = rpc(stage, stage.key, rows=2, metadata={"idempotency-key": "e2e-2"})
+    assert (mismatch.code, mismatch.trailing["tollway-code"]) == (
+        grpc.StatusCode.INVALID_ARGUMENT, "idempotency_mismatch",
     )  # fmt: skip
+    stage.tollway.wait_until_posted()
+    after = stage.tollway.admin("GET", "/admin/usage?by=tenant")
+    assert _calls(after) - _calls(before) == 2
+
+
+def _calls(usage: Any) -> int:
+    return sum(row["calls"] for row in usage["rows"])
 
 
 def test_probes_need_no_key_and_tell_nothing(stage: Stage) -> None:

@@ -139,5 +139,15 @@ def test_the_simulator_says_who_is_throttled_and_draws_it(control: ControlProces
     assert "daily_cap_exceeded" in shown
     file = written(control, "offer.json", json.dumps({"plans": {"offer": {"pricing": "priced", "calls_per_month": 1}}}))
     assert told(control, *words[:7], "--file", file)["refused"]["monthly_cap_exceeded"]["calls"] == 59
+    told(control, "tenants", "create", "globex", "--plan", "pro")
+    everyone = words[:2] + words[3:]
+    both = told(control, *everyone, "--plot", str(picture))
+    assert [(one["tenant"], one["calls"], one["admitted"]) for one in both] == [("acme", 60, 45), ("globex", 0, 0)]
+    summary = tollway(control, *everyone).output
+    assert "2 tenants" in summary
+    assert "daily_cap_exceeded" in summary
+    assert [one["tenant"] for one in told(control, *everyone, "--plan", "pro")] == ["acme", "globex"]
+    nobody = tollway(control, *everyone, "--plan", "internal")
+    assert (nobody.exit_code, "no tenant is on plan 'internal'" in nobody.stderr) == (1, True)
     nowhere = tollway(control, *words, "--plot", str(picture.parent / "no" / "x.png"))
     assert (nowhere.exit_code, "No such file" in nowhere.stderr) == (1, True)

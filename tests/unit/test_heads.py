@@ -218,11 +218,14 @@ def test_grpc_codings(value: bytes, is_refused: bool) -> None:
     assert (facts.refusal is not None) is is_refused
 
 
-def test_an_idempotency_key_is_refused_where_it_would_matter() -> None:
+def test_an_idempotency_key_is_noted_where_it_matters_and_goes_no_further() -> None:
     key = [(b"idempotency-key", b"a")]
-    assert refused(http(headers=key)) is Code.IDEMPOTENCY_UNSUPPORTED
-    assert refused(grpc(headers=key)) is Code.IDEMPOTENCY_UNSUPPORTED
-    assert http(b"/v2", b"GET", key).refusal is None
+    for facts in (http(headers=key), grpc(headers=key)):
+        assert (facts.refusal, facts.idempotency_key) == (None, b"a")
+        assert b"idempotency-key" not in dict(facts.forward)
+    assert http(b"/v2", b"GET", key).idempotency_key is None
+    assert http(headers=key * 2).refusal is None
+    assert refused(http(headers=[*key, (b"idempotency-key", b"b")])) is Code.BAD_REQUEST
 
 
 def test_the_first_reason_is_the_one_told() -> None:

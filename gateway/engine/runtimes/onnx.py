@@ -155,6 +155,23 @@ def load_onnx(path: Path, config: ModelConfig, *, threads: int) -> OnnxRuntime:
     return OnnxRuntime(session, config)
 
 
+def read_tensors(path: Path) -> tuple[list[FileTensor], list[FileTensor]]:
+    """Inputs and outputs as a model file declares them. Blocks.
+
+    Raises:
+        RepositoryError: the file cannot be read.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
+    except _FAULTS as error:
+        raise RepositoryError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from error
+    return _file_tensors(session.get_inputs()), _file_tensors(session.get_outputs())
+
+
 def _file_tensors(arguments: Sequence[Any]) -> list[FileTensor]:
     return [
         FileTensor(

@@ -168,6 +168,7 @@ def test_stored_terms_are_canonical_and_come_back() -> None:
         (PLAN + "[plans.pro.pack]\nfee = '1'\nqps = 5\n", "plans.pro.pack.qps: unknown field (value 5): remove it or"),
         (PLAN + "[plans.pro.pack]\nfee = '1'\nrate_calls = true\n", "plans.pro.pack.rate_calls: True must be a whole"),
         (PLAN + "[plans.pro.trial_credit]\namount = '5'\n", "plans.pro.trial_credit.days: is missing"),
+        (PLAN + "[plans.pro.trial_credit]\namount = '0'\ndays = 1\n", "plans.pro.trial_credit.amount: is 0: leave"),
         (CHARGE + "per_unit = '1'\n", "plans.pro.charges.c.unit: is missing"),
         (CHARGE + "unit = 'hour'\nper_unit = '1'\n", "plans.pro.charges.c.unit: 'hour' is unknown: use one of call, "),
         (CHARGE + "unit = 'call'\n", "plans.pro.charges.c: give exactly one of per_unit, package and tiers, not none"),

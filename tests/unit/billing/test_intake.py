@@ -2,7 +2,7 @@
 
 import pytest
 
-from billing.events import Closed, Ended, Record, Sent
+from billing.events import Closed, Ended, Progress, Record, Sent, Served, decode, encode, progress_of
 from billing.intake import FREE_CAUSES, Intake, LogPairing
 from billing.judge import Verdict, find_fault
 from billing.ledger.port import BATCH_EVENTS_MAX, Batch, Ending, Position
@@ -153,3 +153,50 @@ def test_judge_that_fails_loses_nothing() -> None:
         assert posted(batch) == [1]
     else:
         raise AssertionError("the failure was swallowed")
+
+
+def stream(number: int, rows: int) -> Progress:
+    """A stream's Progress with `rows` delivered."""
+    return Progress(served=call(number, rows=rows))
+
+
+def test_progress_reads_back_as_it_was_written() -> None:
+    served = call(1, rows=3)
+    payload = progress_of(encode(served))
+    assert payload == encode(Progress(served=served))
+    assert decode(payload) == Progress(served=served)
+
+
+def test_a_stream_that_ended_is_billed_by_its_served_alone() -> None:
+    records: list[Record] = [stream(1, 0), stream(1, 64), call(1, rows=70), Sent(first_seq=3, last_seq=3)]
+    for is_dead in (False, True):
+        batch = decided(records, is_dead=is_dead)
+        assert posted(batch) == [3]
+        assert batch is not None
+        assert not batch.voids
+        assert batch.positions == {W0: Position(4, 1, is_dead)}
+
+
+def test_a_stream_under_way_holds_the_watermark_below_its_beginning() -> None:
+    batch = decided(
+        [call(9), stream(1, 0), Sent(first_seq=1, last_seq=1), stream(1, 64), call(3), Sent(first_seq=5, last_seq=5)]
+    )
+    assert posted(batch) == [1, 5]
+    assert batch is not None
+    assert batch.positions == {W0: Position(1, 1)}
+
+
+@pytest.mark.parametrize("last", [[], [call(1, rows=70)]], ids=["no final record", "final record without a mark"])
+def test_a_crash_bills_the_last_durable_progress(last: list[Served]) -> None:
+    batch = decided([stream(1, 0), stream(2, 0), stream(1, 64), *last], is_dead=True)
+    assert batch is not None
+    assert {(seq, item.rows) for _, seq, item in batch.posts if isinstance(item, Served)} == {(3, 64), (2, 0)}
+    assert not batch.voids
+    assert batch.positions == {W0: Position(3 + len(last), 2, True)}
+
+
+def test_a_stream_that_was_freed_is_not_billed() -> None:
+    batch = decided([stream(1, 0), call(1), Ended(served_seq=2, cause="callback_failed", bytes_sent=0)], is_dead=True)
+    assert batch is not None
+    assert not batch.posts
+    assert len(batch.voids) == 1

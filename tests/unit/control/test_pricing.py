@@ -11,9 +11,10 @@ from billing.pricebook import default_price_book
 from billing.rating import compile_book
 from gateway.control.billing_clock import BillingClock
 from gateway.control.money import Money
+from gateway.control.months import Months
 from tests.unit.billing.invoices.office import DAY_NS, MONTH_END_NS, Office
 from tests.unit.billing.making import T0_NS
-from tests.unit.control.billing_desk import meter_of
+from tests.unit.control.billing_desk import command, meter_of
 from tests.unit.control.support import Desk
 
 NS_PER_S = 1_000_000_000
@@ -491,3 +492,85 @@ def test_a_wrong_simulation_is_refused(
     body = {"tenant": "acme", "since_ns": T0_NS, "until_ns": MONTH_END_NS} | fields
     assert refused(desk, "/admin/plans/simulate", body, status).startswith(message)
     assert office.events() == []
+
+
+# -- months whose account moved ----------------------------------------------------------------------------------------
+
+
+def test_an_account_whose_anchor_moves_is_rated_without_gap_or_overlap(desk: Desk, office: Office) -> None:
+    apply(desk, FILE.replace('fee = "29"', 'fee = "0"'))
+    subscribe(desk)
+    middle_ns = T0_NS + 14 * DAY_NS
+    turn_to(desk, office, MONTH_END_NS + DAY_NS)
+    assert desk.must("POST", "/admin/tenants/acme/months", {"operation_id": operation(), "at_ns": T0_NS})["n"] == 0
+    office.set_up(anchor_ns=middle_ns)
+    turn_to(desk, office, MONTH_END_NS + 40 * DAY_NS)
+    office.post_usage(10, plan="pro", t_ns=MONTH_END_NS + DAY_NS)
+    months = Months(Money(desk.data_dir, desk.control.registry, desk.app.state.ask_meter), desk.control.registry)
+    months.settle_due("test", "acme", middle_ns + 31 * DAY_NS)
+    runs = desk.must("GET", "/admin/tenants/acme/months")
+    assert [(run["start_ns"], run["end_ns"]) for run in runs] == [
+        (MONTH_END_NS, middle_ns + 31 * DAY_NS),
+        (T0_NS, MONTH_END_NS),
+    ]
+    # 14 of the new month's 31 days are its own: that part of the minimum of 1.
+    minimum = {line["key"]: line["amount_nanos"] for line in runs[0]["lines"]}["pro:minimum"]
+    assert minimum == 10**9 - 17 * 10**9 // 31
+    for at_ns in (T0_NS + 20 * DAY_NS, MONTH_END_NS + DAY_NS):
+        again = desk.must("POST", "/admin/tenants/acme/months", {"operation_id": operation(), "at_ns": at_ns})
+        assert (again["n"], [line["item_id"] for line in again["lines"]]) == (1, [None] * len(again["lines"]))
+
+
+def test_a_month_rated_by_hand_does_not_hide_the_one_before(desk: Desk, office: Office) -> None:
+    apply(desk)
+    subscribe(desk)
+    turn_to(desk, office, MONTH_END_NS + 40 * DAY_NS)
+    desk.must("POST", "/admin/tenants/acme/months", {"operation_id": operation(), "at_ns": MONTH_END_NS})
+    months = Months(Money(desk.data_dir, desk.control.registry, desk.app.state.ask_meter), desk.control.registry)
+    months.settle_due("test", "acme", MONTH_END_NS + 28 * DAY_NS)
+    runs = desk.must("GET", "/admin/tenants/acme/months")
+    assert [(run["start_ns"], run["n"]) for run in runs] == [(MONTH_END_NS, 0), (T0_NS, 0)]
+
+
+def test_a_plan_in_another_currency_than_the_account_is_not_subscribed(desk: Desk, office: Office) -> None:
+    apply(desk)
+    desk.new_tenant("globex")
+    office.set_up(tenant="globex", currency="EUR")
+    body = {"operation_id": operation(), "plan": "pro"}
+    said = refused(desk, "/admin/tenants/globex/subscribe", body)
+    assert said == "plan: is in USD, but tenant 'globex' is billed in EUR"
+    assert desk.tenant("globex").plan == "free"
+
+
+def test_usage_that_came_in_late_is_rated_before_the_next_invoice(desk: Desk, office: Office) -> None:
+    without_credit = FILE.replace('[plans.pro.trial_credit]\namount = "2"\ndays = 60\n', "")
+    apply(desk, without_credit.replace('fee = "29"', 'fee = "0"'))
+    subscribe(desk)
+    turn_to(desk, office, MONTH_END_NS + DAY_NS)
+    office.post_usage(1_600, plan="pro")
+    desk.must(*command("invoice.bill", {"tenant": "acme", "until_ns": MONTH_END_NS}))
+    assert sum(line.exact_nanos for line in office.document("INV-000001").lines) == 1_500_000_000
+    office.post_usage(400, plan="pro")
+    february_ns = MONTH_END_NS + 28 * DAY_NS
+    turn_to(desk, office, february_ns + DAY_NS)
+    desk.must(*command("invoice.draft", {"tenant": "acme", "until_ns": february_ns}))
+    desk.must(*command("invoice.bill", {"tenant": "acme", "until_ns": february_ns}))
+    runs = desk.must("GET", "/admin/tenants/acme/months")
+    assert [(run["start_ns"], run["n"], run["net_nanos"]) for run in runs] == [
+        (MONTH_END_NS, 0, 10**9),
+        (T0_NS, 1, 1_900_000_000),
+        (T0_NS, 0, 1_500_000_000),
+    ]
+    # 400 late calls at 0.001 and February's minimum.
+    assert sum(line.exact_nanos for line in office.document("INV-000002").lines) == 1_400_000_000
+    office.check()
+
+
+def test_an_invoice_into_a_month_that_is_not_over_bills_list_prices_so_far(desk: Desk, office: Office) -> None:
+    apply(desk, FILE.replace('fee = "29"', 'fee = "0"'))
+    subscribe(desk)
+    turn_to(desk, office, T0_NS + 2 * DAY_NS)
+    office.post_usage(10, plan="pro")
+    draft = desk.must(*command("invoice.draft", {"tenant": "acme", "until_ns": T0_NS + DAY_NS}))
+    assert [line["kind"] for line in draft["lines"]] == ["usage"]
+    assert desk.must("GET", "/admin/tenants/acme/months") == []

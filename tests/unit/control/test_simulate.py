@@ -1,6 +1,7 @@
 """The replay itself: it decides as the quota code decides, and what it may answer is bounded."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -8,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.rating import compile_book
-from gateway.control.simulate import BUCKETS_MAX, Event, Offer, Outcome, SimulateError, simulate
+from gateway.control.simulate import BUCKETS_MAX, Event, Offer, Outcome, SimulateError, read_events, simulate
 from gateway.snapshot import Plan
+from tests.unit.billing.invoices.office import MONTH_END_NS, open_office
 from tests.unit.billing.making import BOOK, T0_NS
 
 NS_PER_S = 1_000_000_000
@@ -89,3 +91,16 @@ def test_every_call_is_admitted_or_refused_and_only_good_ones_are_charged(fails:
     assert found.calls == len(fails) == found.admitted + sum(found.refused.values())
     assert sum(month.list_nanos for month in found.months) <= cap * 1_500_000
     assert sum(one.admitted + one.refused for one in found.buckets) == len(fails)
+
+
+def test_events_come_in_the_order_of_their_instants_up_to_a_most(tmp_path: Path) -> None:
+    with open_office(tmp_path) as office:
+        for second in (5, 1, 3):
+            office.post_usage(1, t_ns=T0_NS + second * NS_PER_S)
+        office.post_usage(1, tenant="globex")
+        office.post_usage(1, t_ns=MONTH_END_NS)
+        found = read_events(office.reader, "acme", T0_NS, MONTH_END_NS)
+        assert [one.t_ns - T0_NS for one in found] == [NS_PER_S, 3 * NS_PER_S, 5 * NS_PER_S]
+        assert read_events(office.reader, "acme", T0_NS, MONTH_END_NS, events_max=3) == found
+        with pytest.raises(SimulateError, match="more than 2 calls: choose a shorter time"):
+            read_events(office.reader, "acme", T0_NS, MONTH_END_NS, events_max=2)

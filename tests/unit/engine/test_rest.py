@@ -398,8 +398,8 @@ def test_a_bad_header_length_is_refused(repo: Path, value: bytes) -> None:
         ("DELETE", "/v2", 405, "method_not_allowed"),
         ("GET", "/v3", 404, "not_found"),
         ("GET", "/metrics", 404, "not_found"),
-        ("POST", "/v2/models/m/generate", 400, "bad_request"),
-        ("POST", "/v2/repository/models/m/load", 501, "not_implemented"),
+        ("POST", "/v2/models/m/generate", 400, "invalid_tensor"),
+        ("POST", "/v2/repository/models/nope/load", 404, "model_not_found"),
         ("GET", "/v2/systemsharedmemory/status", 501, "not_implemented"),
     ],
 )

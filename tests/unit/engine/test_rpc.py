@@ -205,7 +205,7 @@ def test_a_bad_request_is_refused_with_its_reason(repo: Path, request_: Any, sta
 
 @pytest.mark.parametrize(
     "method",
-    ["RepositoryModelLoad", "TraceSetting", "SystemSharedMemoryStatus", "Nothing", "/other/Method"],
+    ["Nothing", "/other/Method"],
 )
 def test_other_methods_are_unimplemented(repo: Path, method: str) -> None:
     async def test(engine: EngineUnderTest) -> None:

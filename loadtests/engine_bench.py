@@ -1,0 +1,239 @@
+"""`python -m loadtests.engine_bench [--quick] [--only SCENARIO…] [--out DIR] [--json]`: the engine's own bench.
+
+Scenarios: "conv" (items per second through the gateway against a raw loop), "mlp" (CPU per call beside other model
+servers), "load" (a 100 MB model). Exit code 1 when something misbehaved, 2 when the bench itself cannot run; a missed
+target alone is no failure. Report: loadtests/reports/engine-latest.{json,md}.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+from loadtests.contenders.model_servers import STARTERS
+from loadtests.engine import EngineResult, run_engine
+from loadtests.load_time import MODEL as WIDE
+from loadtests.load_time import LoadTimeResult, run_load_time
+from loadtests.machine import file_system_of, git_state, machine_facts, missing_tools, tool_versions, utc_now
+from loadtests.mlp import MlpResult, run_mlp
+from loadtests.plan import full_plan, quick_plan
+from loadtests.processes import BenchError, Cores
+from loadtests.ratios import Target
+
+_ROOT: Final = Path(__file__).parent.parent
+_CACHE: Final = _ROOT / ".cache" / "bench"
+_REPORTS: Final = Path(__file__).parent / "reports"
+SCENARIOS: Final = ("conv", "mlp", "load")
+TARGETS: Final = (
+    Target(key="conv_vs_raw", what="convnet items/s through the gateway ÷ raw loop", bound=0.87, is_upper=False),
+    Target(key="mlp_vs_mlserver", what="tiny MLP, CPU per call ÷ MLServer's", bound=0.15),
+    Target(key="mlp_vs_litserve", what="tiny MLP, CPU per call ÷ LitServe's", bound=0.06),
+    Target(key="mlp_vs_triton", what="tiny MLP, CPU per call ÷ Triton's, direct", bound=1.0),
+    Target(key="load_vs_session", what="load of a 100 MB model ÷ bare session creation", bound=1.2),
+)
+#: Targets of the engine that this bench does not measure, and why.
+NOT_MEASURED: Final = {
+    "stream_vs_raw": "needs the streaming scenario",
+    "ocr_vs_source": "needs an environment with the source package",
+}
+_FAILURES: Final = (BenchError, OSError, subprocess.SubprocessError, ValueError, KeyError)
+
+
+class Results:
+    """What was measured, and what went wrong."""
+
+    def __init__(self) -> None:
+        self.conv: EngineResult | None = None
+        self.mlp: MlpResult | None = None
+        self.load: LoadTimeResult | None = None
+        self.problems: list[str] = []
+
+    def ratios(self) -> dict[str, float]:
+        """Those that this run can tell."""
+        found: dict[str, float | None] = {}
+        if self.conv is not None:
+            found["conv_vs_raw"] = self.conv.ratio
+        if self.mlp is not None:
+            found |= {f"mlp_vs_{peer}": self.mlp.ratio(peer) for peer in STARTERS}
+        if self.load is not None:
+            found["load_vs_session"] = self.load.ratio
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def build_models(workdir: Path, *names: str) -> Path:
+    """A repository of bench models, by the model package's own command. Raises BenchError."""
+    repository = workdir / "-".join(names)
+    for name in names:
+        command = [sys.executable, "-m", "model_repo.onnx_builder", name, "--repository", str(repository)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=_ROOT, timeout=120)
+        if done.returncode != 0:
+            raise BenchError(f"{name} was not built: {done.stderr[-500:]}")
+    return repository
+
+
+def run(wanted: Sequence[str], workdir: Path, cores: Cores, *, is_quick: bool, say: Callable[[str], None]) -> Results:
+    """The scenarios one after another; what fails becomes a problem, and the rest goes on."""
+    results = Results()
+    plan = quick_plan() if is_quick else full_plan()
+    plan = replace(plan, engine_rounds=max(plan.engine_rounds, 5))
+
+    def conv() -> None:
+        results.conv = run_engine(plan, workdir, cores)
+        results.problems += results.conv.problems
+
+    def mlp() -> None:
+        models = build_models(workdir, "mlp")
+        rounds, seconds = (3, 1) if is_quick else (5, 2)
+        results.mlp = run_mlp(models, workdir, cores, rounds=rounds, seconds=seconds, peers=tuple(STARTERS))
+        results.problems += results.mlp.problems
+
+    def load() -> None:
+        results.load = run_load_time(build_models(workdir, WIDE), workdir, cores, rounds=3 if is_quick else 7)
+
+    for name, scenario in (("conv", conv), ("mlp", mlp), ("load", load)):
+        if name in wanted:
+            say(name)
+            try:
+                scenario()
+            except _FAILURES as error:
+                results.problems.append(f"{name}: {error or type(error).__name__}")
+                say(f"PROBLEM {results.problems[-1]}")
+    return results
+
+
+def build_engine_document(facts: Mapping[str, Any], results: Results) -> dict[str, Any]:
+    """Everything known of a run."""
+    ratios = results.ratios()
+    absent = dict(NOT_MEASURED)
+    if results.mlp is not None:
+        absent |= {f"mlp_vs_{name}": reason for name, reason in results.mlp.absent.items()}
+    document = {
+        "schema": 1,
+        **facts,
+        "ratios": ratios,
+        "targets": {
+            target.key: {
+                "bound": target.text,
+                "what": target.what,
+                "is_met": target.is_met(ratios[target.key]) if target.key in ratios else None,
+            }
+            for target in TARGETS
+        },
+        "not_measured": absent,
+        "conv": asdict(results.conv) if results.conv else None,
+        "mlp": asdict(results.mlp) if results.mlp else None,
+        "load": {**asdict(results.load), "ratio": results.load.ratio} if results.load else None,
+        "problems": results.problems,
+    }
+    rounded: dict[str, Any] = json.loads(json.dumps(document), parse_float=lambda text: round(float(text), 4))
+    return rounded
+
+
+def as_markdown(document: Mapping[str, Any]) -> str:
+    """The targets, and the figures behind them."""
+    machine, git = document["machine"], document["git"]
+    lines = [
+        "# The engine's bench",
+        "",
+        f"{document['date_utc']}, commit `{str(git['commit'])[:12]}`, `{document['command']}`. "
+        f"{machine.get('cpus')} × {machine.get('cpu')}. "
+        "Server on one core, load on another; rounds alternate, medians.",
+        "",
+        "| what | `ratios` key | value | target |  |",
+        "|---|---|--:|---|---|",
+    ]
+    for key, target in document["targets"].items():
+        value = document["ratios"].get(key)
+        shown = f"{value:.3f}" if value is not None else f"– ({document['not_measured'].get(key, 'not asked for')})"
+        verdict = {True: "pass", False: "**fail**", None: ""}[target["is_met"]]
+        lines.append(f"| {target['what']} | `{key}` | {shown} | {target['bound']} | {verdict} |")
+    lines += [f"| | `{key}` | – ({why}) | | |" for key, why in document["not_measured"].items() if key in NOT_MEASURED]
+    lines += _mlp_lines(document["mlp"]) if document["mlp"] else []
+    conv = document["conv"]
+    if conv:
+        served = ", ".join(f"{rate:,.0f} at {items} a call" for items, rate in conv["served"].items())
+        lines += ["", f"Convnet: raw loop {conv['raw']:,.0f} items/s at batch {conv['raw_batch']}; served {served}."]
+    if document["load"]:
+        load = document["load"]
+        size = load["file_bytes"] / 1e6
+        lines += ["", f"Load of {size:.0f} MB: session {load['session_ms']:.0f} ms, engine {load['engine_ms']:.0f} ms."]
+    lines += ["", *(f"* Problem: {problem}" for problem in document["problems"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _mlp_lines(mlp: Mapping[str, Any]) -> list[str]:
+    head = ["", "## Tiny MLP, one row as JSON, 32 connections", ""]
+    head += ["| server | CPU µs/call | calls/s | p50 µs | |", "|---|--:|--:|--:|---|"]
+    rates, latencies, notes = mlp["calls_per_s"], mlp["p50_us"], mlp["notes"]
+    return head + [
+        f"| {name} | {cpu:.1f} | {rates[name]:,.0f} | {latencies[name]:,.0f} | {notes[name]} |"
+        for name, cpu in mlp["cpu_us"].items()
+    ]
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m loadtests.engine_bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="shorter rounds")
+    parser.add_argument("--only", nargs="+", default=list(SCENARIOS), choices=SCENARIOS)
+    parser.add_argument("--out", type=Path, help="folder of the report (a partial run needs one to be kept)")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run and report; returns the exit code."""
+    options = _parse(arguments)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    missing = missing_tools()
+    if missing:
+        say(f"the bench needs {', '.join(missing)}: run `sh loadtests/tools.sh` (as root on Debian)")
+        return 2
+    try:
+        cores = Cores.of_machine()
+    except BenchError as error:
+        say(str(error))
+        return 2
+    _CACHE.mkdir(parents=True, exist_ok=True)
+    workdir = Path(tempfile.mkdtemp(prefix="engine-", dir=_CACHE))
+    facts = {
+        "date_utc": utc_now(),
+        "git": git_state(_ROOT),
+        "command": " ".join(["python -m loadtests.engine_bench", *arguments]),
+        "mode": "quick" if options.quick else "full",
+        "machine": {**machine_facts(), "work_file_system": file_system_of(workdir)},
+        "tools": tool_versions(),
+    }
+    try:
+        results = run(options.only, workdir, cores, is_quick=options.quick, say=say)
+    except KeyboardInterrupt:
+        say("stopped; no report is written")
+        return 130
+    finally:
+        shutil.rmtree(workdir, ignore_errors=True)
+    document = build_engine_document(facts, results)
+    is_whole = set(options.only) == set(SCENARIOS)
+    # A partial run never replaces the report of a whole one.
+    folder: Path = options.out or (_REPORTS if is_whole else _CACHE / "partial")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "engine-latest.json").write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    (folder / "engine-latest.md").write_text(as_markdown(document))
+    for key, value in document["ratios"].items():
+        say(f"{key:<20} {value:>8.3f}  {document['targets'][key]['bound']}")
+    say(f"problems: {len(results.problems)}; report: {os.path.relpath(folder / 'engine-latest.json')}")
+    if options.json:
+        print(json.dumps(document, ensure_ascii=False))
+    return 1 if results.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

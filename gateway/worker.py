@@ -241,6 +241,7 @@ class Worker:
             "tollway_policy_stale": float(self.watcher.age_s() > self.settings.limits.policy_stale_s),
             "tollway_policy_version": float(gateway.policy.version),
             "tollway_worker_resident_bytes": float(resident_bytes()),
+            "tollway_call_log_dropped_lines": float(gateway.call_log.dropped_lines if gateway.call_log else 0),
         }
         backends = {endpoint.name: float(endpoint.is_up) for endpoint in gateway.router.endpoints}
         writer.write(msgspec.msgpack.encode(gateway.counters.export(gauges, backends)))

@@ -25,6 +25,10 @@ METRICS: Final = {
     "tollway_policy_version": ("gauge", "Version of the policy snapshot in force."),
     "tollway_backend_up": ("gauge", "1 while the backend answers its health probe, by backend."),
     "tollway_worker_resident_bytes": ("gauge", "Resident memory of the worker process."),
+    "tollway_call_log_dropped_lines": (
+        "gauge",
+        "Call log lines lost since the worker began.",
+    ),
     "tollway_workers": ("gauge", "Workers that answered this scrape."),
     "tollway_process_restarts_total": ("counter", "Restarts of child processes, by role."),
     "tollway_meter_lag_records": ("gauge", "Usage records read from no log yet or waiting to be posted."),

@@ -92,3 +92,34 @@ def test_no_descriptor_and_no_thread_is_left(tmp_path: Path) -> None:
         log.write(b"x\n")
         log.close()
     assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_a_full_file_is_put_aside_and_a_few_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "calls.jsonl"
+    log = CallLog(path, Later(), file_bytes_max=10)
+    batches = [b"%d234567890\n" % number for number in range(6)]
+    for batch in batches:
+        log.write(batch)
+        log.flush()
+    log.write(b"small\n")
+    log.close()
+    names = ["calls.jsonl", "calls.jsonl.1", "calls.jsonl.2", "calls.jsonl.3"]
+    assert sorted(found.name for found in tmp_path.iterdir()) == names
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"small\n", *batches[:2:-1]]
+    assert all((tmp_path / name).stat().st_mode & 0o777 == 0o600 for name in names)
+    assert log.dropped_lines == 0
+
+
+def test_a_file_that_cannot_be_put_aside_grows_on(tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    folder.mkdir()
+    log = CallLog(folder / "calls.jsonl", Later(), file_bytes_max=4)
+    for number in (2, 3):
+        (folder / f"calls.jsonl.{number}").mkdir()
+        (folder / f"calls.jsonl.{number}" / "in the way").touch()
+    for _ in range(3):
+        log.write(b"12345\n")
+        log.flush()
+    log.close()
+    assert (folder / "calls.jsonl").read_bytes() == b"12345\n" * 3
+    assert log.dropped_lines == 0

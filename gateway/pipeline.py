@@ -30,7 +30,6 @@ from gateway.heads import (
     LIVE,
     MODEL_READ,
     MODEL_READY_RPC,
-    SERVER_READ,
     HeadFacts,
     facts_of,
 )

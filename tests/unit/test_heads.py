@@ -79,7 +79,7 @@ def test_rpcs_are_routed(target: bytes, kind: int) -> None:
         (b"/v2/models/%2e%2e/infer", Code.BAD_REQUEST),
         (b"/v2/models/m/versions/x/infer", Code.BAD_REQUEST),
         (b"/v2/models/m/generate", Code.NOT_IMPLEMENTED),
-        (b"/v2/repository/models/m/load", Code.NOT_IMPLEMENTED),
+        (b"/v2/systemsharedmemory/status", Code.NOT_IMPLEMENTED),
     ],
 )
 def test_other_targets_are_refused(target: bytes, code: Code) -> None:

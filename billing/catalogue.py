@@ -234,4 +234,7 @@ def _instant(table: Table, name: str) -> int | None:
         found = datetime.fromisoformat(text)
     except ValueError as error:
         raise table.fail(name, f"{text!r} is no instant: write for example 2026-12-31T23:59:59Z") from error
-    return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()) * 1_000_000_000
+    instant_ns = int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()) * 1_000_000_000
+    if not 0 <= instant_ns < 2**63:
+        raise table.fail(name, f"{text!r} must lie between the years 1970 and 2262")
+    return instant_ns

@@ -15,7 +15,14 @@ FILE_BYTES_MAX: Final = 1024 * 1024
 #: Units, counts and periods in a file: far above any plan, and far below 64 bits.
 COUNT_MAX: Final = 10**12
 _TEXT_MAX: Final = 200
+_SHOWN_MAX: Final = 100
 _REQUIRED: Final = object()
+
+
+def shown(value: Any) -> str:
+    """A value for an error message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}…"
 
 
 class FileError(ValueError):
@@ -29,7 +36,8 @@ def decode_file(data: bytes, *, is_json: bool) -> "Table":
     kind = "JSON" if is_json else "TOML"
     try:
         raw = msgspec.json.decode(data) if is_json else tomllib.loads(data.decode("utf-8"))
-    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # ValueError is the parent of both decoders' errors, and what an integer of too many digits raises by itself.
         raise FileError(f"not readable as {kind}: {error}") from error
     return Table(raw, "")
 
@@ -40,7 +48,7 @@ class Table:
     def __init__(self, raw: Any, path: str) -> None:
         self.path = path
         if not isinstance(raw, dict):
-            raise FileError(f"{path or 'the file'}: {raw!r} must be a table of named fields")
+            raise FileError(f"{path or 'the file'}: {shown(raw)} must be a table of named fields")
         self._raw: dict[str, Any] = raw
         self._taken: set[str] = set()
 
@@ -59,17 +67,17 @@ class Table:
         """Text of at most 200 characters, one of `choices` when there are any."""
         value = self._take(name, default)
         if not isinstance(value, str) or not len(value) <= _TEXT_MAX:
-            raise self.fail(name, f"{value!r} must be text of at most {_TEXT_MAX} characters")
+            raise self.fail(name, f"{shown(value)} must be text of at most {_TEXT_MAX} characters")
         known = tuple(choices)
         if known and value not in known:
-            raise self.fail(name, f"{value!r} is unknown: use one of {', '.join(known)}")
+            raise self.fail(name, f"{shown(value)} is unknown: use one of {', '.join(known)}")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of different, non-empty texts; empty when the field is absent."""
         value = self._take(name, [])
         if not isinstance(value, list) or not all(isinstance(one, str) and 0 < len(one) <= 256 for one in value):
-            raise self.fail(name, f"{value!r} must be a list of names of 1 to 256 characters")
+            raise self.fail(name, f"{shown(value)} must be a list of names of 1 to 256 characters")
         if len(set(value)) != len(value):
             raise self.fail(name, "names an entry twice: keep one")
         return tuple(value)
@@ -78,9 +86,9 @@ class Table:
         """A whole number from `low` to `high`."""
         value = self._take(name, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise self.fail(name, f"{value!r} must be a whole number")
+            raise self.fail(name, f"{shown(value)} must be a whole number")
         if not low <= value <= high:
-            raise self.fail(name, f"{value} must be from {low} to {high}")
+            raise self.fail(name, f"{shown(value)} must be from {low} to {high}")
         return value
 
     def optional_integer(self, name: str) -> int | None:
@@ -91,7 +99,7 @@ class Table:
         """true or false."""
         value = self._take(name, default)
         if not isinstance(value, bool):
-            raise self.fail(name, f"{value!r} must be true or false")
+            raise self.fail(name, f"{shown(value)} must be true or false")
         return value
 
     def amount(self, name: str, default: Any = _REQUIRED, *, high: int) -> int:
@@ -99,8 +107,8 @@ class Table:
         value = self._take(name, default)
         if value is default and isinstance(value, int):
             return value
-        if not isinstance(value, str):
-            raise self.fail(name, f'{value!r} must be decimal text in quotes, such as "0.0015"')
+        if not isinstance(value, str) or len(value) > _SHOWN_MAX:
+            raise self.fail(name, f'{shown(value)} must be decimal text in quotes, such as "0.0015"')
         try:
             nanos = parse_nanos(value)
         except MoneyError as error:
@@ -114,14 +122,14 @@ class Table:
     def ppm(self, name: str) -> int:
         """Parts per million of a percentage in (0, 100], a whole number or decimal text with at most 4 places."""
         value = self._take(name, _REQUIRED)
-        text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        text = str(value) if type(value) is int and 0 < value <= 100 else value
         try:
-            nanos = parse_nanos(text) if isinstance(text, str) else -1
+            nanos = parse_nanos(text) if isinstance(text, str) and len(text) <= _SHOWN_MAX else -1
         except MoneyError as error:
             raise self.fail(name, str(error)) from error
         ppm, rest = divmod(nanos, 100_000)
         if rest or not 0 < ppm <= 1_000_000:
-            raise self.fail(name, f'{value!r} must be above 0 and at most 100, with at most 4 places ("12.5")')
+            raise self.fail(name, f'{shown(value)} must be above 0 and at most 100, with at most 4 places ("12.5")')
         return ppm
 
     def table(self, name: str) -> "Table | None":
@@ -133,7 +141,7 @@ class Table:
         """A non-empty list of tables."""
         value = self._take(name, _REQUIRED)
         if not isinstance(value, list) or not value:
-            raise self.fail(name, f"{value!r} must be a list of at least one table")
+            raise self.fail(name, f"{shown(value)} must be a list of at least one table")
         return [Table(one, f"{self.where(name)}[{index}]") for index, one in enumerate(value)]
 
     def named(self, name: str, *, at_most: int) -> dict[str, "Table"]:
@@ -156,7 +164,7 @@ class Table:
         for name, value in self._raw.items():
             if name not in self._taken:
                 known = ", ".join(sorted(self._taken))
-                raise self.fail(name, f"unknown field (value {value!r}): remove it or use one of {known}")
+                raise self.fail(name, f"unknown field (value {shown(value)}): remove it or use one of {known}")
 
     def _take(self, name: str, default: Any) -> Any:
         self._taken.add(name)

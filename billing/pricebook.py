@@ -53,7 +53,8 @@ def parse_price_book(data: bytes, *, is_json: bool = False) -> PriceBook:
     """The validated book that `data` writes. Raises PriceError naming the first bad field and its value."""
     try:
         raw = msgspec.json.decode(data) if is_json else tomllib.loads(data.decode("utf-8"))
-    except (msgspec.DecodeError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # ValueError is the parent of both decoders' errors, and what an integer of too many digits raises by itself.
         raise PriceError(f"not readable as {'JSON' if is_json else 'TOML'}: {error}") from error
     return book_from_raw(raw)
 

@@ -20,8 +20,10 @@ LIVE: Final = 0
 READY: Final = 1
 HEALTH: Final = 2
 SERVER_READ: Final = 3
-MODEL_READ: Final = 4
-INFER: Final = 5
+#: Changes a backend: scope `admin`. Its model, if any, need not be served yet.
+ADMIN: Final = 4
+MODEL_READ: Final = 5
+INFER: Final = 6
 
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
 MODEL_READY_RPC: Final = _SERVICE + b"ModelReady"
@@ -31,6 +33,10 @@ _RPCS: Final = {
     b"/grpc.health.v1.Health/Check": HEALTH,
     _SERVICE + b"ServerMetadata": SERVER_READ,
     _SERVICE + b"RepositoryIndex": SERVER_READ,
+    _SERVICE + b"RepositoryModelLoad": ADMIN,
+    _SERVICE + b"RepositoryModelUnload": ADMIN,
+    _SERVICE + b"TraceSetting": ADMIN,
+    _SERVICE + b"LogSettings": ADMIN,
     MODEL_READY_RPC: MODEL_READ,
     _SERVICE + b"ModelMetadata": MODEL_READ,
     _SERVICE + b"ModelConfig": MODEL_READ,
@@ -44,6 +50,11 @@ _VERBS: Final = {
     Verb.SERVER_METADATA: SERVER_READ,
     Verb.REPOSITORY_INDEX: SERVER_READ,
     Verb.ALL_STATS: SERVER_READ,
+    Verb.REPOSITORY_LOAD: ADMIN,
+    Verb.REPOSITORY_UNLOAD: ADMIN,
+    Verb.SERVER_TRACE: ADMIN,
+    Verb.MODEL_TRACE: ADMIN,
+    Verb.SERVER_LOGGING: ADMIN,
     Verb.MODEL_METADATA: MODEL_READ,
     Verb.MODEL_READY: MODEL_READ,
     Verb.MODEL_CONFIG: MODEL_READ,
@@ -51,6 +62,7 @@ _VERBS: Final = {
     Verb.MODEL_INFER: INFER,
 }
 _LISTING_RPCS: Final = frozenset({_SERVICE + b"RepositoryIndex", _SERVICE + b"ModelStatistics"})
+_SHARED_MEMORY: Final = "shared memory regions are not served: callers are other hosts; send tensors as binary data"
 _LISTING_VERBS: Final = frozenset({Verb.REPOSITORY_INDEX, Verb.ALL_STATS})
 _CREDENTIAL_NAMES: Final = frozenset({b"authorization", b"x-api-key", b"apikey", b"x-apig-appcode"})
 #: Never forwarded as they came: rewritten, answered by us, or ours alone.
@@ -140,9 +152,12 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
         kind = _RPCS.get(head.target)
         if kind is None:
             method = head.target.decode("latin-1")
+            if b"SharedMemory" in head.target:
+                return Refusal(code=Code.NOT_IMPLEMENTED, message=_SHARED_MEMORY)
             return Refusal(code=Code.NOT_IMPLEMENTED, message=f"method {method} is not served")
         facts.kind = kind
-        facts.is_listing = head.target in _LISTING_RPCS
+        # What a message of ADMIN names is not looked at: its caller must be allowed every model.
+        facts.is_listing = kind == ADMIN or head.target in _LISTING_RPCS
         if head.method != b"POST":
             return Refusal(code=Code.METHOD_NOT_ALLOWED, message="gRPC calls are POST")
         return None
@@ -151,9 +166,10 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
         return route
     kind = _VERBS.get(route.verb)
     if kind is None:
-        return Refusal(code=Code.NOT_IMPLEMENTED, message=f"{route.verb.value} is not served yet")
+        message = _SHARED_MEMORY if route.verb is Verb.SHARED_MEMORY else f"{route.verb.value} is not served yet"
+        return Refusal(code=Code.NOT_IMPLEMENTED, message=message)
     facts.kind, facts.model, facts.version = kind, route.model, route.version
-    facts.is_listing = route.verb in _LISTING_VERBS
+    facts.is_listing = route.verb in _LISTING_VERBS or (kind == ADMIN and not route.model)
     methods = METHODS[route.verb]
     if head.method not in methods:
         allow = b", ".join(methods)

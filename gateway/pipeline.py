@@ -19,17 +19,17 @@ from typing import Final
 
 from billing import failpoint
 from billing.events import Outcome
-from gateway.auth.keyring import Principal, Scope, authorize
+from gateway.auth.keyring import UNAUTHENTICATED, Principal, Scope, authorize
 from gateway.call import Data, Headers
 from gateway.errors import Code, Refusal
 from gateway.forwarding import forwarded_block, forwarded_headers, forwarded_lines
 from gateway.heads import (
+    ADMIN,
     HEALTH,
     INFER,
     LIVE,
     MODEL_READ,
     MODEL_READY_RPC,
-    SERVER_READ,
     HeadFacts,
     facts_of,
 )
@@ -78,6 +78,7 @@ RECORDING: Final = 3  # the reply is complete and waits for its record
 DONE: Final = 4
 _OK: Final = int(Outcome.OK)
 _SCOPE_READ: Final = Scope.READ
+_SCOPE_ADMIN: Final = Scope.ADMIN
 
 
 class Gateway(Shared):
@@ -315,13 +316,17 @@ class LiveCall:
                 self.ticket = ticket = self.policy.ticket(principal, self.model, self.version, is_grpc=is_grpc)
                 refusal = ticket.refusal
             else:
-                refusal = authorize(principal, _SCOPE_READ, self.model or None)
+                scope = _SCOPE_ADMIN if facts.kind == ADMIN else _SCOPE_READ
+                refusal = authorize(principal, scope, self.model or None)
             if refusal is not None:
                 self.refuse(refusal)
                 return
+        elif facts.kind == ADMIN:
+            self.refuse(UNAUTHENTICATED)
+            return
         router = gateway.router
-        if facts.kind == SERVER_READ or not self.model:
-            endpoint = router.any_endpoint(is_grpc=is_grpc)
+        if facts.kind <= ADMIN or not self.model:
+            endpoint = router.any_endpoint(is_grpc=is_grpc, model=self.model)
         else:
             endpoint = router.choose(self.model, self.version, is_grpc=is_grpc)
         if isinstance(endpoint, Refusal):

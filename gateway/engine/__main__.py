@@ -34,6 +34,8 @@ from gateway.settings import Limits
 from model_repo.errors import RepositoryError
 
 _LOG: Final = logging.getLogger("tollway.engine")
+#: What the gateway writes anew for each call and the engine has no use for.
+_IGNORED_FIELDS: Final = (b"x-request-id", b"traceparent")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -95,7 +97,7 @@ async def _serve(options: argparse.Namespace) -> None:
             grpc_message_bytes_max=BODY_BYTES_MAX,
             worker_buffer_bytes_max=BUFFERED_BYTES_MAX,
         )
-        listener = Listener(engine, limits, loop)
+        listener = Listener(engine, limits, loop, ignored_fields=_IGNORED_FIELDS)
         stop = asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, stop.set)
         loop.add_signal_handler(signal.SIGINT, stop.set)

@@ -60,6 +60,7 @@ class Listener:
         *,
         tls: ssl.SSLContext | None = None,
         budget: BufferBudget | None = None,
+        ignored_fields: tuple[bytes, ...] = (),
     ) -> None:
         self.app = app
         self.limits = limits
@@ -67,7 +68,7 @@ class Listener:
         self.tls = tls
         budget = budget or BufferBudget(limits.worker_buffer_bytes_max)
         self.h2_shared = H2Shared(app, h2_limits_of(limits), loop, time.monotonic_ns, budget)
-        self.heads = RequestHeads(limits.headers_max)
+        self.heads = RequestHeads(limits.headers_max, ignored=ignored_fields)
         self.h1_connections: set[H1Connection] = set()
         self.h2_connections: set[H2Inbound] = set()
         self.new_connections: set[_Sniffer] = set()

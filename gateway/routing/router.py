@@ -99,10 +99,11 @@ class Router:
             return Refusal(code=Code.MODEL_NOT_READY, message=message, retry_after_ms=_RETRY_MS)
         return endpoint
 
-    def any_endpoint(self, *, is_grpc: bool) -> Endpoint | Refusal:
-        """For calls about the server, not a model: the first endpoint that is up."""
+    def any_endpoint(self, *, is_grpc: bool, model: str = "") -> Endpoint | Refusal:
+        """For calls about the server, or a model that need not be served yet: the first that is up and may have it."""
         for endpoint in self.endpoints:
-            if endpoint.is_up and (endpoint.grpc if is_grpc else endpoint.http) is not None:
+            has_way = (endpoint.grpc if is_grpc else endpoint.http) is not None
+            if endpoint.is_up and has_way and (not model or endpoint.matches(model)):
                 return endpoint
         return Refusal(code=Code.BACKEND_UNAVAILABLE, message="no backend is available now", retry_after_ms=_RETRY_MS)
 

@@ -6,6 +6,7 @@ read in two ways (Content-Length with Transfer-Encoding, repeated lengths, obs-f
 that forwards it would smuggle requests.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -79,18 +80,25 @@ class _Collector:
 
 
 class RequestHeads:
-    """Parses request heads; remembers up to `memo_max` of them and forgets all when full."""
+    """Parses request heads; remembers up to `memo_max` of them and forgets all when full.
 
-    __slots__ = ("_headers_max", "_memo_max", "memo")
+    `ignored`: lower-case names of fields that the application never reads and that differ from call to call. They are
+    left out of the head, so that heads which differ in nothing else are parsed once.
+    """
 
-    def __init__(self, headers_max: int, memo_max: int = 512) -> None:
+    __slots__ = ("_headers_max", "_ignored", "_memo_max", "memo")
+
+    def __init__(self, headers_max: int, memo_max: int = 512, ignored: tuple[bytes, ...] = ()) -> None:
         self._headers_max = headers_max
+        self._ignored = _whole_lines(ignored) if ignored else None
         #: Heads by their exact bytes; connections look here first.
         self.memo: dict[bytes, H1Head] = {}
         self._memo_max = memo_max
 
     def parse(self, raw: bytes) -> H1Head:
         """The head in `raw`, which ends with its empty line. Raises Http1Error."""
+        if self._ignored is not None:
+            raw = self._ignored.sub(b"", raw)
         found = self.memo.get(raw)
         if found is not None:
             return found
@@ -100,6 +108,11 @@ class RequestHeads:
                 self.memo.clear()
             self.memo[raw] = parsed
         return parsed
+
+
+def _whole_lines(names: tuple[bytes, ...]) -> "re.Pattern[bytes]":
+    """Lines of these fields with a plain value. Any other value stays, and is judged with the rest of the head."""
+    return re.compile(rb"\r\n(?:%b):[ \t]*[\x21-\x7e]*(?=\r\n)" % b"|".join(map(re.escape, names)), re.IGNORECASE)
 
 
 def parse_request_head(raw: bytes, headers_max: int) -> H1Head:

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.call import Headers, RequestHead
 from gateway.errors import Code
-from gateway.heads import HEALTH, INFER, LIVE, MODEL_READ, READY, SERVER_READ, HeadFacts, facts_of
+from gateway.heads import ADMIN, HEALTH, INFER, LIVE, MODEL_READ, READY, SERVER_READ, HeadFacts, facts_of
 
 TARGET = b"/v2/models/m/infer"
 RPC = b"/inference.GRPCInferenceService/"
@@ -30,6 +30,11 @@ def refused(facts: HeadFacts) -> Code:
         (b"GET", b"/v2/health/ready", READY, "", ""),
         (b"GET", b"/v2", SERVER_READ, "", ""),
         (b"POST", b"/v2/repository/index", SERVER_READ, "", ""),
+        (b"POST", b"/v2/repository/models/m/load", ADMIN, "m", ""),
+        (b"POST", b"/v2/repository/models/m/unload", ADMIN, "m", ""),
+        (b"GET", b"/v2/trace/setting", ADMIN, "", ""),
+        (b"POST", b"/v2/models/m/trace/setting", ADMIN, "m", ""),
+        (b"POST", b"/v2/logging", ADMIN, "", ""),
         (b"GET", b"/v2/models/m", MODEL_READ, "m", ""),
         (b"GET", b"/v2/models/m/versions/3/ready", MODEL_READ, "m", "3"),
         (b"GET", b"/v2/models/m/config", MODEL_READ, "m", ""),
@@ -49,6 +54,10 @@ def test_rest_targets_are_routed(method: bytes, target: bytes, kind: int, model:
         (RPC + b"ServerReady", READY),
         (b"/grpc.health.v1.Health/Check", HEALTH),
         (RPC + b"ServerMetadata", SERVER_READ),
+        (RPC + b"RepositoryModelLoad", ADMIN),
+        (RPC + b"RepositoryModelUnload", ADMIN),
+        (RPC + b"TraceSetting", ADMIN),
+        (RPC + b"LogSettings", ADMIN),
         (RPC + b"ModelReady", MODEL_READ),
         (RPC + b"ModelInfer", INFER),
     ],
@@ -70,7 +79,7 @@ def test_rpcs_are_routed(target: bytes, kind: int) -> None:
         (b"/v2/models/%2e%2e/infer", Code.BAD_REQUEST),
         (b"/v2/models/m/versions/x/infer", Code.BAD_REQUEST),
         (b"/v2/models/m/generate", Code.NOT_IMPLEMENTED),
-        (b"/v2/repository/models/m/load", Code.NOT_IMPLEMENTED),
+        (b"/v2/systemsharedmemory/status", Code.NOT_IMPLEMENTED),
     ],
 )
 def test_other_targets_are_refused(target: bytes, code: Code) -> None:
@@ -237,3 +246,16 @@ def test_the_json_length_is_kept_as_it_came() -> None:
     facts = http(headers=[(b"inference-header-content-length", b"12")])
     assert facts.json_length == b"12"
     assert facts.forward == [(b"inference-header-content-length", b"12")]
+
+
+def test_shared_memory_is_refused_with_the_reason() -> None:
+    for facts in (http(b"/v2/systemsharedmemory/status", b"GET"), grpc(RPC + b"CudaSharedMemoryRegister")):
+        assert refused(facts) is Code.NOT_IMPLEMENTED
+        assert facts.refusal is not None
+        assert "send tensors as binary data" in facts.refusal.message
+
+
+def test_a_grpc_call_of_admin_concerns_every_model() -> None:
+    assert grpc(RPC + b"RepositoryModelLoad").is_listing
+    assert http(b"/v2/logging").is_listing
+    assert not http(b"/v2/repository/models/m/load").is_listing

@@ -214,6 +214,9 @@ def test_stored_terms_are_canonical_and_come_back() -> None:
         ("[coupons.A]\npercent = 0\n", "coupons.A.percent: 0 must be above 0"),
         ("[coupons.A]\npercent = 12.5\n", "coupons.A.percent: 12.5 must be above 0 and at most 100, with at most 4"),
         ("[coupons.A]\npercent = '0.00001'\n", "coupons.A.percent: '0.00001' must be"),
+        ("[coupons.A]\npercent = 5\nredeem_until = '9999-01-01'\n", "coupons.A.redeem_until: '9999-01-01' must lie"),
+        ("x = " + "1" * 5_000, "not readable as TOML: Exceeds the limit"),
+        (PLAN + f"[plans.pro.minimum]\nper_month = '{'1' * 500}'\n", "plans.pro.minimum.per_month: '1111"),
         ("[coupons.A]\npercent = 5\nredeem_until = 'soon'\n", "coupons.A.redeem_until: 'soon' is no instant: write"),
     ],
 )

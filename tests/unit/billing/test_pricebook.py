@@ -70,6 +70,7 @@ def test_shipped_book_is_valid() -> None:
         (HEAD + "default = 4\n", "default: 4 must be a table"),
         (HEAD + "[default]\n[models]\nocr = 7\n", "models.ocr: 7 must be a table"),
         ("version = ", "not readable as TOML"),
+        ("version = " + "1" * 5_000, "not readable as TOML: Exceeds the limit"),
     ],
 )
 def test_bad_file_is_refused_naming_field_and_value(tmp_path: Path, text: str, message: str) -> None:

@@ -156,3 +156,49 @@ def test_untrustworthy_responses_are_the_backends_fault(raw: bytes) -> None:
     with pytest.raises(Http1Error) as caught:
         response(raw)
     assert caught.value.code is Code.BACKEND_PROTOCOL
+
+
+IGNORED = (b"x-request-id", b"traceparent")
+
+
+def test_heads_that_differ_in_ignored_fields_only_are_parsed_once() -> None:
+    heads = RequestHeads(100, ignored=IGNORED)
+    first, second = (
+        heads.parse(
+            b"POST /p HTTP/1.1\r\nHost: a\r\nX-Request-Id: %d\r\ntraceparent:\t00-%d-1\r\nb: c\r\n"
+            b"content-length: 3\r\n\r\n" % (call, call)
+        )
+        for call in (1, 2)
+    )
+    assert first is second
+    assert first.head.headers == [(b"b", b"c"), (b"content-length", b"3")]
+    assert first.head.content_length == 3
+    assert len(heads.memo) == 1
+
+
+def test_no_other_field_is_taken_for_an_ignored_one() -> None:
+    raw = (
+        b"GET /x-request-id HTTP/1.1\r\nHost: a\r\nx-request-idea: 1\r\nb: x-request-id: 2\r\nmy-traceparent: 3\r\n\r\n"
+    )
+    found = RequestHeads(100, ignored=IGNORED).parse(raw).head
+    assert found.headers == [(b"x-request-idea", b"1"), (b"b", b"x-request-id: 2"), (b"my-traceparent", b"3")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"x-request-id: 1\r\n folded",
+        b"x-request-id: 1\n2",
+        b"x-request-id: \x00",
+        b"x-request-id : 1",
+        b"x-request-id: 1\r\n\tcontent-length: 3",
+    ],
+)
+def test_an_ignored_field_hides_nothing_that_is_malformed(line: bytes) -> None:
+    with pytest.raises(Http1Error):
+        RequestHeads(100, ignored=IGNORED).parse(b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n\r\n" % line)
+
+
+def test_an_ignored_field_never_joins_its_neighbours() -> None:
+    raw = b"POST / HTTP/1.1\r\nHost: a\r\nx-request-id: content-length:5\r\ncontent-length: 3\r\n\r\n"
+    assert RequestHeads(100, ignored=IGNORED).parse(raw).head.content_length == 3

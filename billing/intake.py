@@ -48,7 +48,7 @@ class LogPairing:
         self._served = position.served
         #: Sequence numbers of Served records above the watermark, decided or not.
         self._above: deque[int] = deque()
-        #: Streams whose Served is not decided: call id → numbers of the first and the last Progress, and what that holds.
+        #: Streams whose Served is not decided: call id → number of the first Progress, of the last, and its content.
         self._streams: dict[bytes, tuple[int, int, Served]] = {}
 
     def feed(self, records: Iterable[tuple[int, AnyRecord]]) -> Decided:

@@ -27,6 +27,7 @@ INFER: Final = 6
 
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
 MODEL_READY_RPC: Final = _SERVICE + b"ModelReady"
+STREAM_INFER_RPC: Final = _SERVICE + b"ModelStreamInfer"
 _RPCS: Final = {
     _SERVICE + b"ServerLive": LIVE,
     _SERVICE + b"ServerReady": READY,
@@ -42,6 +43,7 @@ _RPCS: Final = {
     _SERVICE + b"ModelConfig": MODEL_READ,
     _SERVICE + b"ModelStatistics": MODEL_READ,
     _SERVICE + b"ModelInfer": INFER,
+    STREAM_INFER_RPC: INFER,
 }
 #: What is served of REST; the other verbs are known and answered 501.
 _VERBS: Final = {
@@ -60,6 +62,8 @@ _VERBS: Final = {
     Verb.MODEL_CONFIG: MODEL_READ,
     Verb.MODEL_STATS: MODEL_READ,
     Verb.MODEL_INFER: INFER,
+    Verb.MODEL_GENERATE: INFER,
+    Verb.MODEL_GENERATE_STREAM: INFER,
 }
 _LISTING_RPCS: Final = frozenset({_SERVICE + b"RepositoryIndex", _SERVICE + b"ModelStatistics"})
 _SHARED_MEMORY: Final = "shared memory regions are not served: callers are other hosts; send tensors as binary data"
@@ -97,6 +101,7 @@ class HeadFacts:
         "idempotency_key",
         "is_encoded",
         "is_listing",
+        "is_stream",
         "json_length",
         "kind",
         "model",
@@ -127,6 +132,8 @@ class HeadFacts:
         self.is_encoded = False
         #: Asks about every model at once, where it names none.
         self.is_listing = False
+        #: The reply may be a stream, metered as it goes.
+        self.is_stream = False
         #: `Inference-Header-Content-Length` as it came.
         self.json_length: bytes | None = None
 
@@ -158,6 +165,7 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
         facts.kind = kind
         # What a message of ADMIN names is not looked at: its caller must be allowed every model.
         facts.is_listing = kind == ADMIN or head.target in _LISTING_RPCS
+        facts.is_stream = head.target == STREAM_INFER_RPC
         if head.method != b"POST":
             return Refusal(code=Code.METHOD_NOT_ALLOWED, message="gRPC calls are POST")
         return None
@@ -170,6 +178,7 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
         return Refusal(code=Code.NOT_IMPLEMENTED, message=message)
     facts.kind, facts.model, facts.version = kind, route.model, route.version
     facts.is_listing = route.verb in _LISTING_VERBS or (kind == ADMIN and not route.model)
+    facts.is_stream = route.verb is Verb.MODEL_GENERATE_STREAM
     methods = METHODS[route.verb]
     if head.method not in methods:
         allow = b", ".join(methods)

@@ -48,6 +48,7 @@ from gateway.replies import GRPC_TYPE, answer_health, inference_lines, kept_of, 
 from gateway.routing.router import Endpoint
 from gateway.rows import RowPeek, row_peek_of
 from gateway.shared import Shared, too_large
+from gateway.stream_meter import StreamMeter
 from gateway.tickets import Charge, Ticket
 from gateway.wire.grpc import PREFIX_BYTES
 from gateway.wire.grpc_blocks import (
@@ -171,6 +172,9 @@ class LiveCall:
     backend_end_ns = 0
     record_ns = 0
     ticket: Ticket | None = None
+    #: Of a reply that may be a stream.
+    meter: StreamMeter | None = None
+    is_stream_billed = False
     #: The right to run a call with an Idempotency-Key.
     claim: Claim | None = None
     code: Code | None = None
@@ -216,12 +220,15 @@ class LiveCall:
                 return
         else:
             self.principal = principal
+        if facts.is_stream:
+            self.meter = StreamMeter(self)
         if facts.idempotency_key is not None and self.claim is None:
             self._await_whole()
         elif self.exchange.head.is_grpc and facts.kind >= MODEL_READ:
             self.stage = PEEKING
             if self.body is None:
-                self.peek = GrpcPeek(gateway.limits.grpc_message_bytes_max, facts.grpc_encoding)
+                bytes_max = gateway.limits.grpc_message_bytes_max
+                self.peek = GrpcPeek(bytes_max, facts.grpc_encoding, is_stream=facts.is_stream)
             else:
                 self._peek_whole(self.body)
         else:
@@ -232,7 +239,7 @@ class LiveCall:
     def _await_whole(self) -> None:
         """A keyed call: its whole request decides whether it runs, is replayed or is refused."""
         principal, replays = self.principal, self.gateway.replays
-        if principal is None or replays is None or self.gateway.log is None:
+        if principal is None or replays is None or self.gateway.log is None or self.meter is not None:
             self.refuse(UNSUPPORTED)
             return
         refusal = authorize(principal, Scope.INFER, self.model or None)
@@ -289,11 +296,13 @@ class LiveCall:
                 self.model, self.version, self.peeked_rows = known
                 self.decide()
                 return
-        peek = GrpcPeek(message_bytes_max, self.facts.grpc_encoding)
+        peek = GrpcPeek(message_bytes_max, self.facts.grpc_encoding, is_stream=self.meter is not None)
         if peek.feed(body) is Peeked.FAULT or peek.end() is Peeked.FAULT:
             self.refuse(Refusal(code=peek.code, message=peek.fault))
         else:
             self.peeked_rows = peek.rows
+            if self.meter is not None:
+                self.meter.on_requests(peek.messages)
             self._take_name(peek)
 
     def decide(self) -> None:
@@ -345,7 +354,7 @@ class LiveCall:
         if ticket.unmeasured is not None:
             self.refuse(ticket.unmeasured)
             return False
-        if not ticket.needs_rows or self.exchange.head.is_grpc:
+        if not ticket.needs_rows or self.exchange.head.is_grpc or self.meter is not None:
             return True
         peek = row_peek_of(self.facts.json_length, is_encoded=self.facts.is_encoded)
         if isinstance(peek, Refusal):
@@ -450,6 +459,10 @@ class LiveCall:
             # What is authorised must be what runs: a second or late name ends the call (DATAPATH.md).
             self.refuse(Refusal(code=peek.code, message=peek.fault))
             return
+        if peek is not None and self.meter is not None:
+            self.meter.on_requests(peek.messages)
+            if self.stage >= RECORDING:
+                return
         upstream = self.upstream
         if upstream is not None and self.stage == FORWARDING:
             upstream.send_body(data)
@@ -533,6 +546,9 @@ class LiveCall:
 
     def on_reply_body(self, data: Data) -> None:
         """Hold the reply whole up to the limit; past it stream all but the last piece (MONEY.md R1)."""
+        if self.meter is not None and self.reply_status == 200:
+            self.meter.on_body(data)
+            return
         size = len(data)
         self.reply_bytes += size
         if self.reply_body is None:
@@ -567,10 +583,15 @@ class LiveCall:
         if not exchange.is_writable and self.upstream is not None:
             self.upstream.pause()
 
+    def begin_stream(self) -> None:
+        """Send the head of a reply that is metered as it goes; what it costs is told at its end."""
+        self.is_streaming = True
+        self.exchange.send_head(self.reply_status, self.reply_headers + self._own_headers(0))
+
     def on_reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole small reply in one step."""
         self.on_reply_head(status, headers, len(body))
-        if len(body) > _UNCOUNTED_BYTES_MAX:
+        if len(body) > _UNCOUNTED_BYTES_MAX or (self.meter is not None and body):
             self.on_reply_body(body)
         else:
             self.reply_body = [body]
@@ -580,7 +601,7 @@ class LiveCall:
     def on_reply_whole(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
         """A whole small reply with trailers in one step."""
         self.on_reply_head(status, headers, -1)
-        if len(body) > _UNCOUNTED_BYTES_MAX:
+        if len(body) > _UNCOUNTED_BYTES_MAX or (self.meter is not None and body):
             self.on_reply_body(body)
         else:
             self.reply_body = [body]
@@ -599,6 +620,9 @@ class LiveCall:
             is_ok = self.reply_status == 200 and grpc_status == b"0"
         else:
             is_ok = self.reply_status == 200
+        if self.meter is not None and self.meter.is_begun:
+            self._end_stream(self.meter, trailers, is_ok=is_ok)
+            return
         if not is_ok:
             self.charge = self.policy.not_billable
             self.code = Code.BACKEND_FAULT if self.reply_status >= 500 else Code.BAD_REQUEST
@@ -607,6 +631,14 @@ class LiveCall:
             self.record(log, self.ticket)
         else:
             self.send()
+
+    def _end_stream(self, meter: StreamMeter, trailers: Headers, *, is_ok: bool) -> None:
+        assert self.endpoint is not None
+        if self.endpoint.is_trusted:
+            for name, value in trailers:
+                if name == b"tollway-compute-ns" and value.isdigit():
+                    self.compute_ns = int(value)
+        meter.on_end([pair for pair in trailers if not pair[0].startswith(b"tollway-")], is_ok=is_ok)
 
     def on_reply_error(self, *, is_sent: bool, reason: str) -> None:
         """The backend failed us. Nothing is billed; nothing is retried once bytes were sent (inference is not free)."""
@@ -689,7 +721,7 @@ class LiveCall:
         """Identity, charge, time and limits: what every answer of ours carries (CONTRACT.md §6)."""
         backend_ns = (self.backend_end_ns or self.gateway.clock.monotonic_ns()) - self.backend_start_ns
         headers = self._identity()
-        if self.facts.kind == INFER:
+        if self.facts.kind == INFER and not (self.is_streaming and self.meter is not None):
             headers.append((b"tollway-charge", self.charge.text))
         gateway_ns = self.backend_start_ns - self.arrival_ns
         headers.append((b"server-timing", server_timing(gateway_ns, self.queue_ns, backend_ns, record_ns)))
@@ -749,11 +781,21 @@ class LiveCall:
             return
         self.code = refusal.code
         self._cancel_upstream()
-        if self.is_streaming:
-            self.exchange.abort(H2Code.INTERNAL_ERROR)
-        else:
+        if not self.is_streaming:
             identity = self._identity()
             self.status = refuse(self.exchange, refusal, identity, self.call_id.decode())
+        elif self.meter is not None:
+            self.meter.end_with(refusal)
+        else:
+            self.exchange.abort(H2Code.INTERNAL_ERROR)
+        self._leave()
+
+    def _leave(self) -> None:
+        """The end of a call that went no further; a stream first records what was delivered."""
+        if self.meter is not None:
+            self.stage = RECORDING
+            if self.meter.leave():
+                return
         self.finish()
 
     def on_deadline(self) -> None:
@@ -768,7 +810,7 @@ class LiveCall:
             self.code = Code.CANCELLED
             self.status = 499
             self._cancel_upstream()
-            self.finish()
+            self._leave()
 
     def _cancel_upstream(self) -> None:
         upstream, self.upstream = self.upstream, None
@@ -780,7 +822,7 @@ class LiveCall:
         if self.stage == DONE:
             return
         gateway = self.gateway
-        is_counted = self.code is None and not self.is_gone
+        is_counted = (self.code is None and not self.is_gone) or self.is_stream_billed
         self.stage = DONE
         self.exchange.call = None  # no cycle: the call is freed by its count, not by the collector
         gateway.live.discard(self)
@@ -835,6 +877,10 @@ class LiveCall:
         )
 
     # -- memory -------------------------------------------------------------------------------------------------------
+
+    def hold(self, size: int) -> None:
+        """Reply bytes that wait in the meter (negative: no longer)."""
+        self._buffer(size)
 
     def _buffer(self, size: int) -> None:
         self.buffered_bytes += size

@@ -57,7 +57,7 @@ FULL: Final = Refusal(
     code=Code.OVERLOADED, message="too many keyed calls run or are kept: try again later", retry_after_ms=1_000
 )
 UNSUPPORTED: Final = Refusal(
-    code=Code.IDEMPOTENCY_UNSUPPORTED, message="Idempotency-Key needs an API key and metering: leave it out"
+    code=Code.IDEMPOTENCY_UNSUPPORTED, message="Idempotency-Key needs an API key and metering, and is not for streams"
 )
 BROKEN: Final = Refusal(code=Code.METERING_UNAVAILABLE, message="keyed calls cannot be kept now", retry_after_ms=1_000)
 TOO_LARGE: Final = Refusal(

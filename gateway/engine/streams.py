@@ -208,7 +208,8 @@ class GrpcStream:
             self._fault(error, self._named(asked) + parameters)
             return
         self._parts += 1
-        self._send(_message(2, body + parameters))
+        # Parameters first: a proxy that counts looks at how a message begins.
+        self._send(_message(2, parameters + body))
 
     @staticmethod
     def _named(asked: _Asked) -> bytes:

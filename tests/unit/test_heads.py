@@ -78,7 +78,6 @@ def test_rpcs_are_routed(target: bytes, kind: int) -> None:
         (b"/v2/models/../infer", Code.BAD_REQUEST),
         (b"/v2/models/%2e%2e/infer", Code.BAD_REQUEST),
         (b"/v2/models/m/versions/x/infer", Code.BAD_REQUEST),
-        (b"/v2/models/m/generate", Code.NOT_IMPLEMENTED),
         (b"/v2/systemsharedmemory/status", Code.NOT_IMPLEMENTED),
     ],
 )

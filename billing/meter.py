@@ -22,9 +22,8 @@ from billing import failpoint
 from billing.books import Books
 from billing.invoices.desk import Desk
 from billing.invoices.verbs import all_verbs
-from billing.ledger.connect import LEDGER_FILE
+from billing.ledger.opening import open_ledger
 from billing.ledger.port import LedgerError, LedgerUnavailable
-from billing.ledger.sqlite import SqliteLedger
 from billing.meter_client import SOCKET_NAME
 from billing.meter_socket import MeterSocket
 from billing.pricebook import load_price_book
@@ -51,7 +50,7 @@ class _Parts:
     def __init__(self, data_dir: Path, prices: Path | None) -> None:
         """Raises LedgerError, PriceError or OSError, each with a message for the operator."""
         book = load_price_book(prices) if prices is not None else None
-        self.ledger = SqliteLedger(data_dir / LEDGER_FILE)
+        self.ledger = open_ledger(data_dir)
         try:
             self.books = Books(self.ledger, data_dir / SNAPSHOT_NAME)
             if book is not None:

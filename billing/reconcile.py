@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from billing.intake import LogPairing
-from billing.ledger.connect import LEDGER_FILE, open_reader
+from billing.ledger.opening import open_ledger_reader
 from billing.ledger.port import Item, LedgerUnavailable, Position, Source
 from billing.ledger.rules import differing_field
 from billing.ledger.stored import find_event
@@ -91,7 +91,7 @@ def reconcile(data_dir: Path, *, ask: Callable[..., object] = ask_meter) -> Repo
 
 def _attempt(data_dir: Path, ask: Callable[..., object]) -> Report:
     is_flushed, problems = _flush(data_dir, ask)
-    db = open_reader(data_dir / LEDGER_FILE)
+    db = open_ledger_reader(data_dir)
     try:
         positions, counted = _ledger_figures(db)
         disk = _walk_logs(db, data_dir / "usage", positions)

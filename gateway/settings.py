@@ -90,6 +90,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     backends: tuple[Backend, ...] = ()
     price_book: Path | None = None
     quota_store: str = "memory://"
+    #: Where the money is: `sqlite://` (the data directory's ledger.db) or `postgresql://USER@HOST/DATABASE`.
+    ledger: str = "sqlite://"
     usage_segment_bytes: int = 16 * MIB
     tls_certificate: Path | None = None
     tls_key: Path | None = None
@@ -212,6 +214,9 @@ def _check(settings: Settings) -> None:
             raise SettingsError(f"{name} must be 0 or greater, and finite")
     if settings.quota_store != "memory://":
         raise SettingsError(f"quota_store = {settings.quota_store!r}: only memory:// exists so far")
+    if settings.ledger != "sqlite://" and not settings.ledger.startswith(("postgresql://", "postgres://")):
+        # Without its text: a database's address may hold a password.
+        raise SettingsError("ledger: use sqlite:// or postgresql://USER@HOST/DATABASE")
     if (settings.tls_certificate is None) != (settings.tls_key is None):
         raise SettingsError("tls_certificate and tls_key go together: set both or neither")
     if not settings.engine and not settings.backends:

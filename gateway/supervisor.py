@@ -17,6 +17,8 @@ from typing import IO, Final
 
 import msgspec
 
+from billing.ledger.opening import set_ledger_url
+from billing.ledger.port import LedgerError
 from gateway.children import Child, python_module
 from gateway.compiled import find_compiled
 from gateway.errors import SettingsError
@@ -98,6 +100,10 @@ class Supervisor:
         make_folders(settings)
         self._take_lock()
         tls_context(settings.tls_certificate, settings.tls_key)
+        try:
+            set_ledger_url(settings.data_dir, settings.ledger)
+        except LedgerError as error:
+            raise SettingsError(str(error)) from error
         for name in ("http_port", "grpc_port", "metrics_port", "api_port"):
             check_port_free(settings.host, getattr(settings, name), name)
         if settings.engine:

@@ -11,6 +11,7 @@ need nginx nginx-light
 need haproxy haproxy
 need gcc gcc
 need taskset util-linux
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need initdb postgresql
 [ -e /usr/lib/nginx/modules/ngx_http_lua_module.so ] || missing="$missing libnginx-mod-http-lua"
 # A package list that has the compiler but not its headers builds nothing.
 [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"

@@ -1,4 +1,4 @@
-"""Owns `SqliteLedger`: the ledger on one SQLite file, written by one process.
+"""Owns `SqlLedger`, the ledger on a SQL database, and `SqliteLedger`, that on one SQLite file and of one process.
 
 Crash windows: everything of a batch is one SQLite transaction, so `kill -9` before COMMIT leaves nothing and after it
 everything; the caller acknowledges its logs only after `post` returned, so the batch is sent again and found to exist.
@@ -7,6 +7,7 @@ everything; the caller acknowledges its logs only after `post` returned, so the 
 import contextlib
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,17 +36,12 @@ from billing.pricebook import decode_price_book, encode_price_book
 from billing.rating import PriceBook
 
 
-class SqliteLedger:
-    """The `Ledger` of `sqlite://`. Not thread-safe; holds the writer's lock until `close`."""
+class SqlLedger:
+    """The `Ledger` on an open database, which is closed with it. Not thread-safe."""
 
-    def __init__(self, path: Path) -> None:
-        self._lock_fd: int | None = lock_writer(path)
-        try:
-            self._db = open_writer(path)
-        except BaseException:
-            self.close()
-            raise
-        self._names = Names(self._db)
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+        self._names = Names(db)
 
     def post(self, batch: Batch) -> PostReport:
         if len(batch.posts) > BATCH_EVENTS_MAX:
@@ -89,8 +85,8 @@ class SqliteLedger:
                     )
                 if book.version not in known:
                     self._db.execute(
-                        "INSERT INTO price_book VALUES (?, ?, unixepoch() * 1000000000)",
-                        (book.version, text),
+                        "INSERT INTO price_book VALUES (?, ?, ?)",
+                        (book.version, text, time.time_ns()),
                     )
                     known[book.version] = text
         return {version: decode_price_book(text) for version, text in known.items()}
@@ -109,11 +105,7 @@ class SqliteLedger:
             yield Journal(self._db, self._names)
 
     def close(self) -> None:
-        if hasattr(self, "_db"):
-            self._db.close()
-        if self._lock_fd is not None:
-            os.close(self._lock_fd)
-            self._lock_fd = None
+        self._db.close()
 
     def _post(self, batch: Batch, post_groups: Callable[[sqlite3.Connection, Names, Batch], Posted]) -> PostReport:
         with self._transaction():
@@ -173,7 +165,7 @@ class SqliteLedger:
             "INSERT INTO watermark VALUES (?, ?, ?, ?, ?) ON CONFLICT (log_id) DO UPDATE SET"
             " seq = excluded.seq, served = excluded.served, is_ended = excluded.is_ended,"
             " updated_ns = excluded.updated_ns"
-            " WHERE excluded.seq > seq OR excluded.is_ended > is_ended",
+            " WHERE excluded.seq > watermark.seq OR excluded.is_ended > watermark.is_ended",
             [
                 (self._names.log(source), position.seq, position.served, position.is_ended, batch.now_ns)
                 for source, position in batch.positions.items()
@@ -184,6 +176,27 @@ class SqliteLedger:
         """Whole transactions by their index; events one by one only where a transaction straddles `since_ns`."""
         whole, straddling = self._db.execute(_COUNT, {"tenant": tenant, "since": since_ns}).fetchone()
         return int(whole) + int(straddling)
+
+
+class SqliteLedger(SqlLedger):
+    """The `Ledger` of `sqlite://`; holds the writer's lock until `close`."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock_fd: int | None = lock_writer(path)
+        try:
+            super().__init__(open_writer(path))
+        except BaseException:
+            self._unlock()
+            raise
+
+    def close(self) -> None:
+        super().close()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock_fd is not None:
+            os.close(self._lock_fd)
+            self._lock_fd = None
 
 
 # CROSS JOIN fixes the order: left alone, the planner indexes all events for the sake of a few.

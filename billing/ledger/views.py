@@ -222,7 +222,7 @@ _BALANCE = """
 SELECT account.name, currency,
        SUM(MAX(amount_nanos, 0) / 1000000000), SUM(MAX(amount_nanos, 0) % 1000000000),
        SUM(MAX(-amount_nanos, 0) / 1000000000), SUM(MAX(-amount_nanos, 0) % 1000000000), SUM(calls)
-FROM entry JOIN account USING (account_id) GROUP BY account_id ORDER BY account.name, currency
+FROM entry JOIN account USING (account_id) GROUP BY account.name, currency ORDER BY account.name, currency
 """
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from billing.invoices.assemble import InvoiceError
 from billing.invoices.schema import has_schema
-from billing.ledger.connect import LEDGER_FILE, open_reader
+from billing.ledger.opening import open_ledger_reader
 from billing.ledger.port import LedgerError, LedgerUnavailable
 from billing.meter_client import SOCKET_NAME, MeterError, ask_meter
 from billing.rating import PriceBook
@@ -79,7 +79,7 @@ class Money:
     def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
         """The answer of one short query on the ledger. Raises ControlError."""
         with _translated():
-            db = open_reader(self._data_dir / LEDGER_FILE)
+            db = open_ledger_reader(self._data_dir)
             try:
                 if not has_schema(db):
                     raise LedgerUnavailable("the ledger has no invoices yet: start the meter of this release")

@@ -1,4 +1,4 @@
-"""Owns the routes over DATA/ledger.db: usage, trial balance, entries, one call, reconciliation. All of them only read.
+"""Owns the routes over the ledger: usage, trial balance, entries, one call, reconciliation. All of them only read.
 
 Every figure comes from `billing`'s one query path; nothing is summed here.
 """
@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi import Path as InPath
 
 from billing.ledger import views as ledger
-from billing.ledger.connect import LEDGER_FILE, open_reader
+from billing.ledger.opening import open_ledger_reader
 from billing.ledger.periods import periods
 from billing.ledger.port import LedgerError, LedgerUnavailable
 from billing.reconcile import reconcile
@@ -119,7 +119,7 @@ def get_reconcile(request: Request) -> ReconcileView:
 def _ask(request: Request, question: Callable[[sqlite3.Connection], T]) -> T:
     """The answer of one short query; the connection is not kept, so it never holds the meter up."""
     with _translated():
-        db = open_reader(_data_dir(request) / LEDGER_FILE)
+        db = open_ledger_reader(_data_dir(request))
         try:
             return question(db)
         finally:

@@ -1,6 +1,6 @@
-"""One suite over every `Ledger`: SQLite and its in-memory twin give the same outcomes, state and chain."""
+"""One suite over every `Ledger`: SQLite, PostgreSQL and the in-memory twin give the same outcomes, state and chain."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -22,19 +22,15 @@ from billing.ledger.port import (
     Source,
 )
 from billing.ledger.rules import GENESIS
-from billing.ledger.sqlite import SqliteLedger
+from tests.contract.ledgers import BOOKS, open_books
 from tests.unit.billing.making import BOOK, T0_NS, W0, call, items
 
-OPENERS: dict[str, Callable[[Path], Ledger]] = {
-    "memory": lambda _: MemoryLedger(),
-    "sqlite": lambda folder: SqliteLedger(folder / "ledger.db"),
-}
 OTHER = Source("w1", 3)
 
 
-@pytest.fixture(params=sorted(OPENERS))
+@pytest.fixture(params=["memory", *BOOKS])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
-    opened = OPENERS[request.param](tmp_path)
+    opened = MemoryLedger() if request.param == "memory" else open_books(request.param, tmp_path, request)
     yield opened
     opened.close()
 
@@ -166,11 +162,10 @@ def test_batch_over_the_limit_is_refused_whole(ledger: Ledger) -> None:
     assert ledger.state().posted == 0
 
 
-def test_both_ledgers_reach_the_same_head(tmp_path: Path) -> None:
+def test_all_ledgers_reach_the_same_head(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     heads = set()
-    for name, opener in OPENERS.items():
-        (tmp_path / name).mkdir()
-        ledger = opener(tmp_path / name)
+    ledgers: list[Ledger] = [MemoryLedger(), *(open_books(name, tmp_path, request) for name in BOOKS)]
+    for ledger in ledgers:
         ledger.post(Batch(posts=[*items([3, 1, 2]), *items([9], tenant="beta", model="file_type")], now_ns=5))
         ledger.post(
             Batch(

@@ -10,29 +10,29 @@ from billing.ledger.balances import available_nanos, balance_nanos, held_nanos
 from billing.ledger.periods import broken_periods, close_period, open_since_ns, periods, turnover
 from billing.ledger.port import Batch, LedgerError
 from billing.ledger.rules import Line
-from billing.ledger.sqlite import SqliteLedger
+from billing.ledger.sqlite import SqlLedger
 from billing.ledger.transfers import Transfer, TransferOutcome, TransferResult, expired, transfer
 from billing.ledger.views import trial_balance
-from tests.contract.ledgers import BOOKS
+from tests.contract.ledgers import BOOKS, open_books
 from tests.unit.billing.making import items
 
 CASH, WALLET, REVENUE = "cash:psp:bank", "contract_liability:prepaid:acme", "revenue:model_call:ocr"
 To = TransferOutcome
 
 
-@pytest.fixture(params=sorted(BOOKS))
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqliteLedger]:
-    opened = BOOKS[request.param](tmp_path)
+@pytest.fixture(params=BOOKS)
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SqlLedger]:
+    opened = open_books(request.param, tmp_path, request)
     yield opened
     opened.close()
 
 
-def run(ledger: SqliteLedger, *orders: Transfer, now_ns: int = 10) -> list[TransferResult]:
+def run(ledger: SqlLedger, *orders: Transfer, now_ns: int = 10) -> list[TransferResult]:
     with ledger.journal() as journal:
         return transfer(journal, orders, now_ns)
 
 
-def outcomes(ledger: SqliteLedger, *orders: Transfer, now_ns: int = 10) -> list[TransferOutcome]:
+def outcomes(ledger: SqlLedger, *orders: Transfer, now_ns: int = 10) -> list[TransferOutcome]:
     return [result.outcome for result in run(ledger, *orders, now_ns=now_ns)]
 
 
@@ -44,12 +44,12 @@ def hold(amount: int, name: str = "hold", expires_ns: int = 0) -> Transfer:
     return Transfer(name, "acme", "pending", amount, WALLET, REVENUE, "USD", expires_ns=expires_ns)
 
 
-def available(ledger: SqliteLedger) -> int:
+def available(ledger: SqlLedger) -> int:
     with ledger.journal() as journal:
         return available_nanos(journal.db, WALLET, "USD")
 
 
-def test_pending_holds_post_books_and_gives_back_the_rest(ledger: SqliteLedger) -> None:
+def test_pending_holds_post_books_and_gives_back_the_rest(ledger: SqlLedger) -> None:
     assert outcomes(ledger, top_up(100), hold(60)) == [To.POSTED, To.POSTED]
     assert available(ledger) == 40
     assert outcomes(ledger, Transfer("end", "acme", "post", 25, pending_id="hold")) == [To.POSTED]
@@ -60,7 +60,7 @@ def test_pending_holds_post_books_and_gives_back_the_rest(ledger: SqliteLedger) 
         assert trial_balance(journal.db).is_balanced
 
 
-def test_void_gives_all_back_and_books_nothing(ledger: SqliteLedger) -> None:
+def test_void_gives_all_back_and_books_nothing(ledger: SqlLedger) -> None:
     run(ledger, top_up(100), hold(60))
     before = ledger.state().transactions
     assert outcomes(ledger, Transfer("end", "acme", "void", 0, pending_id="hold")) == [To.POSTED]
@@ -69,7 +69,7 @@ def test_void_gives_all_back_and_books_nothing(ledger: SqliteLedger) -> None:
 
 @pytest.mark.parametrize("first", ["post", "void"])
 @pytest.mark.parametrize("second", ["post", "void"])
-def test_pending_ends_exactly_once(ledger: SqliteLedger, first: str, second: str) -> None:
+def test_pending_ends_exactly_once(ledger: SqlLedger, first: str, second: str) -> None:
     run(ledger, top_up(100), hold(60))
     ends = [Transfer(f"e{n}", "acme", phase, 0, pending_id="hold") for n, phase in enumerate((first, second))]  # type: ignore[arg-type]
     assert outcomes(ledger, *ends) == [To.POSTED, To.PENDING_ENDED]
@@ -101,7 +101,7 @@ def test_pending_ends_exactly_once(ledger: SqliteLedger, first: str, second: str
     ],
 )  # fmt: skip
 def test_refusals_say_why_and_change_nothing(
-    ledger: SqliteLedger, order: Transfer, outcome: TransferOutcome, field: str
+    ledger: SqlLedger, order: Transfer, outcome: TransferOutcome, field: str
 ) -> None:
     run(ledger, top_up(100, "known"), hold(60, "held"))
     before = ledger.state()
@@ -111,7 +111,7 @@ def test_refusals_say_why_and_change_nothing(
         assert (available(ledger), ledger.state()) == (40, before)
 
 
-def test_linked_transfers_happen_whole_or_not_at_all(ledger: SqliteLedger) -> None:
+def test_linked_transfers_happen_whole_or_not_at_all(ledger: SqlLedger) -> None:
     group = [top_up(100)._replace(is_linked=True), hold(60)._replace(is_linked=True), hold(60, "over")]
     assert outcomes(ledger, *group, top_up(5, "alone")) == [
         To.LINKED_FAILED,
@@ -126,7 +126,7 @@ def test_linked_transfers_happen_whole_or_not_at_all(ledger: SqliteLedger) -> No
     assert outcomes(ledger, group[0]) == [To.LINK_OPEN]
 
 
-def test_expired_are_those_past_their_time_that_nothing_ended(ledger: SqliteLedger) -> None:
+def test_expired_are_those_past_their_time_that_nothing_ended(ledger: SqlLedger) -> None:
     run(ledger, top_up(100), hold(10, "a", expires_ns=50), hold(10, "b", expires_ns=60), hold(10, "c"))
     run(ledger, Transfer("end", "acme", "void", 0, pending_id="a"))
     with ledger.journal() as journal:
@@ -134,13 +134,13 @@ def test_expired_are_those_past_their_time_that_nothing_ended(ledger: SqliteLedg
         assert [one.transfer_id for one in expired(journal, 60)] == ["b"]
 
 
-def test_account_outside_the_chart_takes_no_entry(ledger: SqliteLedger) -> None:
+def test_account_outside_the_chart_takes_no_entry(ledger: SqlLedger) -> None:
     with pytest.raises(LedgerError, match="chart"), ledger.journal() as journal:
         journal.post("x", "acme", 5, [Line("slush_fund", "USD", 1, 0), Line(CASH, "USD", -1, 0)])
     assert ledger.state().transactions == 0
 
 
-def test_closed_period_takes_no_entry_and_late_calls_post_to_the_open_one(ledger: SqliteLedger) -> None:
+def test_closed_period_takes_no_entry_and_late_calls_post_to_the_open_one(ledger: SqlLedger) -> None:
     ledger.post(Batch(posts=items([1, 2]), now_ns=500))
     with ledger.journal() as journal:
         closed = close_period(journal, 1_000, 1_000)
@@ -158,7 +158,7 @@ def test_closed_period_takes_no_entry_and_late_calls_post_to_the_open_one(ledger
 @pytest.mark.parametrize(
     ("end_ns", "is_fine"), [(1_000, False), (999, False), (1_001, True), (2_000, True), (2_001, False)]
 )
-def test_periods_follow_each_other_up_to_now(ledger: SqliteLedger, end_ns: int, is_fine: bool) -> None:
+def test_periods_follow_each_other_up_to_now(ledger: SqlLedger, end_ns: int, is_fine: bool) -> None:
     with ledger.journal() as journal:
         close_period(journal, 1_000, 1_500)
     if is_fine:
@@ -170,7 +170,7 @@ def test_periods_follow_each_other_up_to_now(ledger: SqliteLedger, end_ns: int, 
             close_period(journal, end_ns, 2_000)
 
 
-def test_balance_is_snapshot_plus_tail_is_the_sum_of_all_entries(ledger: SqliteLedger) -> None:
+def test_balance_is_snapshot_plus_tail_is_the_sum_of_all_entries(ledger: SqlLedger) -> None:
     chance = random.Random(20261124)
     now_ns = 1_000
     for number in range(60):

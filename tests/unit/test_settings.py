@@ -116,6 +116,7 @@ def test_files_that_are_not_there_or_not_text(tmp_path: Path) -> None:
         ({"workers": "0"}, "use 1 to 256"),
         ({"workers": "257"}, "use 1 to 256"),
         ({"quota_store": "redis://h"}, "only memory://"),
+        ({"ledger": "mysql://u:hidden@h/d"}, "ledger: use sqlite:// or postgresql://USER@HOST/DATABASE"),
         ({"tls_key": "k.pem"}, "go together"),
         ({"tls_certificate": "c.pem"}, "go together"),
         ({"engine": "false"}, "nothing could serve"),

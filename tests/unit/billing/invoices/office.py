@@ -1,5 +1,6 @@
 """Owns what the invoicing tests are made of: a ledger with usage, a desk of money commands, and a clock to turn."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -13,7 +14,7 @@ from billing.invoices.life import State
 from billing.invoices.verbs import all_verbs
 from billing.ledger.connect import open_reader
 from billing.ledger.port import Batch, Position
-from billing.ledger.sqlite import SqliteLedger
+from billing.ledger.sqlite import SqliteLedger, SqlLedger
 from billing.ledger.verify import verify_ledger
 from billing.ledger.views import balance_of, trial_balance
 from tests.unit.billing.making import BOOK, T0_NS, W0, items
@@ -41,13 +42,13 @@ SELLER: dict[str, Any] = {
 class Office:
     """A ledger and its desk; `do` runs a command under a new operation id."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, ledger: SqlLedger | None = None, reader: sqlite3.Connection | None = None) -> None:
         self.path = path
         self.now_ns = MONTH_END_NS + DAY_NS
-        self.ledger = SqliteLedger(path)
+        self.ledger = ledger or SqliteLedger(path)
         self.ledger.prices(BOOK)
         self.desk = Desk(self.ledger, all_verbs(), lambda: self.now_ns)
-        self.reader = open_reader(path)
+        self.reader = reader or open_reader(path)
         self._ids = count(1)
         self._seq = 0
 

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from model_repo.ensembles import EnsembleStep, check_flow
 from model_repo.errors import ConfigError
+from model_repo.scheduling import DynamicBatching, QueuePolicy, bounded, read_batching, read_queue
 from model_repo.settings_used import check_settings_used
 
 Platform = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "python", "ensemble"]
@@ -59,21 +60,6 @@ class TensorSpec:
     reshape: tuple[int, ...] | None = None
     is_optional: bool = False
     label_filename: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueuePolicy:
-    """0 means no bound of its own. A caller's `timeout` can only shorten, and only if it may override."""
-
-    requests_max: int = 0
-    timeout_ns: int = 0
-    is_timeout_overridable: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DynamicBatching:
-    preferred_rows: tuple[int, ...] = ()
-    delay_ns_max: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +161,7 @@ def check_config(message: Any) -> ModelConfig:
         raise ConfigError(f"name: '{message.name[:140]}' must match {NAME.pattern}")
     check_settings_used(message)
     platform = _platform(message)
-    rows_max = _bounded("max_batch_size", message.max_batch_size, 0, BATCH_ROWS_MAX)
+    rows_max = bounded("max_batch_size", message.max_batch_size, 0, BATCH_ROWS_MAX)
     inputs = _tensors("input", message.input)
     outputs = _tensors("output", message.output)
     steps = _steps(message, platform)
@@ -190,8 +176,8 @@ def check_config(message: Any) -> ModelConfig:
         batch_rows_max=rows_max,
         inputs=inputs,
         outputs=outputs,
-        batching=_batching(message, rows_max),
-        queue=_queue(message.dynamic_batching.default_queue_policy),
+        batching=read_batching(message, rows_max),
+        queue=read_queue(message.dynamic_batching.default_queue_policy),
         instances=_instances(message, platform),
         is_decoupled=_is_decoupled(message, platform),
         steps=steps,
@@ -222,12 +208,6 @@ def _platform(message: Any) -> Platform:
     return found.pop()
 
 
-def _bounded(field: str, value: int, low: int, high: int) -> int:
-    if not low <= value <= high:
-        raise ConfigError(f"{field}: {value} is outside {low}..{high}")
-    return value
-
-
 def _filename(field: str, value: str) -> str:
     """A bare file name: nothing that leaves the folder it is looked up in."""
     if value and (value in {".", ".."} or "/" in value or "\\" in value or "\0" in value):
@@ -249,7 +229,7 @@ def datatype_name(value: int) -> str:
 
 
 def _tensors(field: str, messages: Sequence[Any]) -> tuple[TensorSpec, ...]:
-    _bounded(f"number of {field}s", len(messages), 1, _TENSORS_MAX)
+    bounded(f"number of {field}s", len(messages), 1, _TENSORS_MAX)
     specs = tuple(_tensor(field, message) for message in messages)
     if len({spec.name for spec in specs}) != len(specs):
         raise ConfigError(f"{field}: two have the same name")
@@ -282,7 +262,7 @@ def _tensor(field: str, message: Any) -> TensorSpec:
 
 
 def _dims(where: str, dims: Sequence[int]) -> tuple[int, ...]:
-    _bounded(f"{where} (their number)", len(dims), 0, _RANK_MAX)
+    bounded(f"{where} (their number)", len(dims), 0, _RANK_MAX)
     for size in dims:
         if size != -1 and not 1 <= size < 1 << 31:
             raise ConfigError(f"{where}: {size} is neither -1 nor a size of at least 1")
@@ -302,31 +282,6 @@ def _fixed_product(dims: tuple[int, ...]) -> int:
     return product
 
 
-def _batching(message: Any, rows_max: int) -> DynamicBatching | None:
-    if not message.HasField("dynamic_batching"):
-        return None
-    if rows_max == 0:
-        raise ConfigError("dynamic_batching: needs max_batch_size of at least 1")
-    batching = message.dynamic_batching
-    for rows in batching.preferred_batch_size:
-        _bounded("dynamic_batching.preferred_batch_size", rows, 1, rows_max)
-    return DynamicBatching(
-        preferred_rows=tuple(sorted(set(batching.preferred_batch_size))),
-        delay_ns_max=batching.max_queue_delay_microseconds * 1_000,
-    )
-
-
-def _queue(policy: Any) -> QueuePolicy:
-    if policy.timeout_action != policy.REJECT:
-        raise ConfigError("dynamic_batching.default_queue_policy.timeout_action: only REJECT is served")
-    timeout_ns = policy.default_timeout_microseconds * 1_000
-    return QueuePolicy(
-        requests_max=policy.max_queue_size,
-        timeout_ns=timeout_ns,
-        is_timeout_overridable=timeout_ns == 0 or policy.allow_timeout_override,
-    )
-
-
 def _instances(message: Any, platform: Platform) -> int:
     if message.instance_group and platform == "ensemble":
         raise ConfigError("instance_group: an ensemble has none; configure it on its steps")
@@ -336,8 +291,8 @@ def _instances(message: Any, platform: Platform) -> int:
             known = type(group).Kind.DESCRIPTOR.values_by_number.get(group.kind)
             kind = group.kind if known is None else known.name
             raise ConfigError(f"instance_group.kind: {kind} is not served here; use KIND_CPU")
-        total += _bounded("instance_group.count", group.count or 1, 1, _INSTANCES_MAX)
-    return _bounded("instance_group.count (all groups)", total, 0, _INSTANCES_MAX)
+        total += bounded("instance_group.count", group.count or 1, 1, _INSTANCES_MAX)
+    return bounded("instance_group.count (all groups)", total, 0, _INSTANCES_MAX)
 
 
 def _is_decoupled(message: Any, platform: Platform) -> bool:
@@ -358,7 +313,7 @@ def _steps(message: Any, platform: Platform) -> tuple[EnsembleStep, ...]:
 
 def _warmup(sample: Any, rows_max: int, inputs: tuple[TensorSpec, ...]) -> Warmup:
     where = f"model_warmup '{sample.name}'"
-    rows = _bounded(f"{where}: batch_size", sample.batch_size, 0, max(rows_max, 1))
+    rows = bounded(f"{where}: batch_size", sample.batch_size, 0, max(rows_max, 1))
     known = {spec.name: spec.datatype for spec in inputs}
     tensors = []
     for name, tensor in sorted(sample.inputs.items()):
@@ -379,7 +334,7 @@ def _warmup(sample: Any, rows_max: int, inputs: tuple[TensorSpec, ...]) -> Warmu
     missing = {spec.name for spec in inputs if not spec.is_optional} - {tensor.name for tensor in tensors}
     if missing:
         raise ConfigError(f"{where}: input '{min(missing)}' is missing")
-    runs = _bounded(f"{where}: count", sample.count or 1, 1, _WARMUP_RUNS_MAX)
+    runs = bounded(f"{where}: count", sample.count or 1, 1, _WARMUP_RUNS_MAX)
     return Warmup(name=sample.name, batch_rows=rows, runs=runs, inputs=tuple(tensors))
 
 
@@ -388,7 +343,7 @@ def _versions(policy: Any) -> VersionPolicy:
     if chosen is None:
         return VersionPolicy(latest=1)
     if chosen == "latest":
-        return VersionPolicy(latest=_bounded("version_policy.latest", policy.latest.num_versions or 1, 1, 1 << 20))
+        return VersionPolicy(latest=bounded("version_policy.latest", policy.latest.num_versions or 1, 1, 1 << 20))
     if chosen == "specific":
         versions = tuple(policy.specific.versions)
         if not versions or min(versions) < 1:

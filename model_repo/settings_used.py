@@ -30,7 +30,16 @@ _USED: Final[dict[str, frozenset[str]]] = {
     ),
     "ModelInput": frozenset({"name", "data_type", "dims", "reshape", "optional"}),
     "ModelOutput": frozenset({"name", "data_type", "dims", "reshape", "label_filename"}),
-    "ModelDynamicBatching": frozenset({"preferred_batch_size", "max_queue_delay_microseconds", "default_queue_policy"}),
+    "ModelDynamicBatching": frozenset(
+        {
+            "preferred_batch_size",
+            "max_queue_delay_microseconds",
+            "default_queue_policy",
+            "priority_levels",
+            "default_priority_level",
+            "priority_queue_policy",
+        }
+    ),
     "ModelQueuePolicy": frozenset(
         {"timeout_action", "default_timeout_microseconds", "allow_timeout_override", "max_queue_size"}
     ),

@@ -5,32 +5,19 @@ leaves, a slot becomes free, a wait or a deadline ends. Every work is resolved e
 """
 
 import asyncio
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from gateway.clock import Clock
 from gateway.engine.plan import Dispatch, PlanConfig, WaitUntil, plan
+from gateway.engine.queue_limits import Levels, QueueLimits, clamp, end_of_wait, rank_of
 from gateway.engine.runner import Executed, Runner
 from gateway.engine.statistics import Statistics
 from gateway.engine.tensors import Array
 from gateway.engine.threads import Done, Outcome, Task
 from gateway.engine.work import STREAMING, Work, shares
 from gateway.errors import Code, TollwayError
-
-MIB: Final = 1 << 20
-#: Where a model's configuration names no bound of its own.
-QUEUE_REQUESTS_MAX: Final = 4096
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueueLimits:
-    """Bounds of one queue. `timeout_ns` 0: none but the caller's; a caller's own can only shorten it."""
-
-    requests_max: int = QUEUE_REQUESTS_MAX
-    nbytes_max: int = 512 * MIB
-    timeout_ns: int = 0
-    is_timeout_overridable: bool = True
 
 
 class Place(Protocol):
@@ -71,11 +58,13 @@ class Batcher:
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         dispatcher: Dispatcher | None = None,
+        levels: Levels | None = None,
     ) -> None:
         self._model = model
         self._dispatcher = dispatcher
         self._config = config
         self._limits = limits
+        self._levels = levels
         self._runner = runner
         self._place = place
         self._statistics = statistics
@@ -109,18 +98,24 @@ class Batcher:
         if self._refusal is not None:
             self._fail(work, self._refusal())
             return
-        if work.timeout_ns or self._limits.timeout_ns:
-            self._clamp(work, now_ns)
+        limits = self._limits
+        if self._levels is not None:
+            level = self._levels.of(work.context.priority)
+            work.rank = 2 * level
+            limits = self._levels.limits.get(level, limits)
+        if work.timeout_ns or limits.timeout_ns:
+            clamp(work, limits, now_ns)
         if not self._queue and not self._config.is_batching and self._place.is_short(work.rows):
             self._run_here([work], now_ns)
             return
-        if self._is_full(work):
+        if self._is_full(work, limits):
             self._fail(work, TollwayError(Code.QUEUE_FULL, f"the queue of model '{self._model}' is full"))
             return
-        self._queue.append(work)
+        self._enqueue(work)
         self._nbytes += work.nbytes
-        if work.deadline_ns:
-            self._deadline_ns = min(self._deadline_ns or work.deadline_ns, work.deadline_ns)
+        end_ns = end_of_wait(work)
+        if end_ns:
+            self._deadline_ns = min(self._deadline_ns or end_ns, end_ns)
         if self._config.is_batching:
             self._pump_soon()
         else:
@@ -156,21 +151,25 @@ class Batcher:
         """The place has changed: slots may have become free."""
         self._pump()
 
-    def _clamp(self, work: Work, now_ns: int) -> None:
-        limits = self._limits
-        bound_ns = limits.timeout_ns
-        if work.timeout_ns and limits.is_timeout_overridable:
-            bound_ns = min(bound_ns or work.timeout_ns, work.timeout_ns)
-        if bound_ns:
-            at_ns = now_ns + bound_ns
-            work.deadline_ns = min(work.deadline_ns or at_ns, at_ns)
+    def _enqueue(self, work: Work) -> None:
+        """Behind all of its rank."""
+        queue = self._queue
+        if not queue or queue[-1].rank <= work.rank:
+            queue.append(work)
+        else:
+            queue.insert(bisect_right(queue, work.rank, key=rank_of), work)
 
-    def _is_full(self, work: Work) -> bool:
-        limits = self._limits
-        if len(self._queue) >= limits.requests_max:
+    def _is_full(self, work: Work, limits: QueueLimits) -> bool:
+        queue = self._queue
+        count = len(queue)
+        if self._levels is not None:
+            begin = bisect_left(queue, work.rank, key=rank_of)
+            # The rank after it is of the delayed ones of its level.
+            count = bisect_right(queue, work.rank + 1, key=rank_of) - begin
+        if count >= limits.requests_max:
             return True
         # One work larger than the bound may still wait alone, else it could never run.
-        return bool(self._queue) and self._nbytes + work.nbytes > limits.nbytes_max
+        return bool(queue) and self._nbytes + work.nbytes > self._limits.nbytes_max
 
     def _pump_soon(self) -> None:
         """Look after this turn of the loop, so that works that arrive in one turn share a batch."""
@@ -299,18 +298,34 @@ class Batcher:
 
     def _expire(self, now_ns: int) -> None:
         """Fail what is out of time; a batch that runs goes on for the others, and drops this work's result."""
-        waiting = [work for work in self._queue if not 0 < work.deadline_ns <= now_ns]
-        expired = [work for work in self._queue if 0 < work.deadline_ns <= now_ns]
-        running = [work for batch in self._running for work in batch if not work.is_done]
-        self._queue = waiting
+        queue, self._queue = self._queue, []
+        expired: list[Work] = []
+        delayed: list[Work] = []
+        for work in queue:
+            if 0 < work.deadline_ns <= now_ns:
+                expired.append(work)
+            elif 0 < work.expires_ns <= now_ns:
+                (delayed if self._is_delaying(work) else expired).append(work)
+            else:
+                self._queue.append(work)
+        for work in delayed:
+            work.rank |= 1
+            work.expires_ns = 0
+            self._enqueue(work)
         self._nbytes -= sum(work.nbytes for work in expired)
+        running = [work for batch in self._running for work in batch if not work.is_done]
         expired += [work for work in running if 0 < work.deadline_ns <= now_ns]
-        left = [work.deadline_ns for work in waiting + running if work.deadline_ns > now_ns]
-        self._deadline_ns = min(left, default=0)
+        ends = [end_of_wait(work) for work in self._queue] + [work.deadline_ns for work in running]
+        self._deadline_ns = min((end for end in ends if end > now_ns), default=0)
         for work in expired:
             if self._dispatcher is not None:
                 self._dispatcher.cancel(work)
             self._fail(work, TollwayError(Code.DEADLINE_EXCEEDED, f"out of time at model '{self._model}'"))
+
+    def _is_delaying(self, work: Work) -> bool:
+        levels = self._levels
+        limits = self._limits if levels is None else levels.limits.get(work.rank // 2, self._limits)
+        return limits.is_delaying
 
     def _fail(self, work: Work, error: TollwayError) -> None:
         if not work.is_done:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gateway.engine.batcher import QUEUE_REQUESTS_MAX, Batcher, Dispatcher, Place, QueueLimits
+from gateway.engine.batcher import Batcher, Dispatcher, Place
 from gateway.engine.ensemble import Ensemble, Step
 from gateway.engine.host import Host, PoolPlace
 from gateway.engine.interface import Accepted, Interface
@@ -18,6 +18,7 @@ from gateway.engine.plan import PlanConfig
 from gateway.engine.python_instance import WINDOW
 from gateway.engine.python_model import PythonModel
 from gateway.engine.python_process import PythonLimits, PythonProcess
+from gateway.engine.queue_limits import QUEUE_REQUESTS_MAX, Levels, QueueLimits
 from gateway.engine.residency import ResidentModel, ResidentPlace
 from gateway.engine.runner import Runner, TensorRunner
 from gateway.engine.runtimes import FileRuntime, load_runtime
@@ -30,6 +31,7 @@ from model_repo.config import ModelConfig
 from model_repo.ensembles import EnsembleStep
 from model_repo.errors import RepositoryError
 from model_repo.repository import ModelFolder, find_member
+from model_repo.scheduling import DynamicBatching, QueuePolicy
 
 _LOG: Final = logging.getLogger("tollway.engine")
 #: Parameters of config.pbtxt that this engine reads itself.
@@ -285,16 +287,13 @@ def _batcher(
             rows_max=config.batch_rows_max,
             preferred_rows=batching.preferred_rows,
             delay_ns_max=batching.delay_ns_max,
+            has_ranks=has_ranks(config),
         )
-    limits = QueueLimits(
-        requests_max=config.queue.requests_max or QUEUE_REQUESTS_MAX,
-        timeout_ns=config.queue.timeout_ns,
-        is_timeout_overridable=config.queue.is_timeout_overridable,
-    )
     return Batcher(
         model=config.name,
         config=plan_config,
-        limits=limits,
+        limits=_limits(config.queue),
+        levels=_levels(batching),
         runner=runner,
         place=place,
         statistics=source.statistics,
@@ -302,6 +301,30 @@ def _batcher(
         clock=host.clock,
         dispatcher=dispatcher,
     )
+
+
+def has_ranks(config: ModelConfig) -> bool:
+    """Whether works of a model may leave in another order than they came."""
+    batching = config.batching
+    if batching is None:
+        return False
+    return bool(batching.priority_levels) or config.queue.is_delaying
+
+
+def _limits(policy: QueuePolicy) -> QueueLimits:
+    return QueueLimits(
+        requests_max=policy.requests_max or QUEUE_REQUESTS_MAX,
+        timeout_ns=policy.timeout_ns,
+        is_timeout_overridable=policy.is_timeout_overridable,
+        is_delaying=policy.is_delaying,
+    )
+
+
+def _levels(batching: DynamicBatching | None) -> Levels | None:
+    if batching is None or not batching.priority_levels:
+        return None
+    limits = {level: _limits(policy) for level, policy in batching.level_policies.items()}
+    return Levels(count=batching.priority_levels, default=batching.default_level, limits=limits)
 
 
 async def _nothing() -> None:

@@ -10,7 +10,14 @@ from typing import Any, Final
 from gateway.engine.host import Host
 from gateway.engine.interface import Interface
 from gateway.engine.labels import read_labels
-from gateway.engine.loading import Loaded, Source, load_ensemble_version, load_file_version, load_python_version
+from gateway.engine.loading import (
+    Loaded,
+    Source,
+    has_ranks,
+    load_ensemble_version,
+    load_file_version,
+    load_python_version,
+)
 from gateway.engine.statistics import Statistics
 from gateway.engine.work import Servable
 from gateway.errors import Code, TollwayError
@@ -41,7 +48,7 @@ class ModelVersion:
         self.config = config
         self.interface = Interface(config)
         #: Whether its works need what their requests say beside their tensors; an ensemble hands it to its steps.
-        self.reads_context = config.platform in ("python", "ensemble")
+        self.reads_context = config.platform in ("python", "ensemble") or has_ranks(config)
         self.statistics = Statistics()
         #: What each protocol writes replies with; they go with the version.
         self.rest_writer: Any = None

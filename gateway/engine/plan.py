@@ -25,13 +25,14 @@ class PlanConfig:
     """`rows_max` bounds a batch; `delay_ns_max` is the longest that a work waits for company.
 
     A batch that reaches one of `preferred_rows` (ascending) leaves at once; without any, a full one does.
-    `is_batching` False: every work leaves alone.
+    `is_batching` False: every work leaves alone. `has_ranks`: the queue is ordered by rank before age.
     """
 
     is_batching: bool
     rows_max: int = 1
     preferred_rows: tuple[int, ...] = ()
     delay_ns_max: int = 0
+    has_ranks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ _FIRST = Dispatch((0,))
 
 
 def plan(queue: Sequence[Queued], now_ns: int, config: PlanConfig) -> Dispatch | WaitUntil | Idle:
-    """What to do with the queue (oldest first) when a slot is free."""
+    """What to do with the queue (lowest rank first, of each rank the oldest first) when a slot is free."""
     if not queue:
         return IDLE
     if not config.is_batching:
@@ -68,13 +69,19 @@ def plan(queue: Sequence[Queued], now_ns: int, config: PlanConfig) -> Dispatch |
     for position, work in enumerate(queue):
         if work.signature in waiting:
             continue
-        ready_ns = work.enqueued_ns + config.delay_ns_max
+        # A work behind others of a better rank has waited as well: its delay counts, its place does not change.
+        oldest_ns = _oldest(queue, work.signature) if config.has_ranks else work.enqueued_ns
+        ready_ns = oldest_ns + config.delay_ns_max
         chosen = _choose(queue, position, config, is_due=now_ns >= ready_ns)
         if chosen:
             return Dispatch(chosen)
         waiting.add(work.signature)
         wake_ns = min(wake_ns or ready_ns, ready_ns)
     return WaitUntil(wake_ns)
+
+
+def _oldest(queue: Sequence[Queued], signature: Any) -> int:
+    return min(work.enqueued_ns for work in queue if work.signature == signature)
 
 
 def _choose(queue: Sequence[Queued], first: int, config: PlanConfig, *, is_due: bool) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ class Work:
         "context",
         "deadline_ns",
         "enqueued_ns",
+        "expires_ns",
         "feeds",
         "is_done",
         "nbytes",
@@ -45,6 +46,7 @@ class Work:
         "owner",
         "progress",
         "queue_ns",
+        "rank",
         "rows",
         "signature",
         "timeout_ns",
@@ -75,6 +77,10 @@ class Work:
         self.context = context
         self.on_part = on_part
         self.enqueued_ns = 0
+        #: Monotonic; the queue's own bound on the wait, which no longer counts once the work runs; 0: none.
+        self.expires_ns = 0
+        #: Place in the queue before age: lower leaves first.
+        self.rank = 0
         self.queue_ns = 0
         self.compute_ns = 0
         self.is_done = False

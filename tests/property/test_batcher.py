@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.clock import FakeClock
-from gateway.engine.batcher import Batcher, QueueLimits
+from gateway.engine.batcher import Batcher
 from gateway.engine.plan import Dispatch, Idle, PlanConfig, WaitUntil, plan
+from gateway.engine.queue_limits import QueueLimits
 from gateway.engine.statistics import Statistics
 from gateway.engine.work import shares
 from gateway.errors import Code, TollwayError

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from gateway.clock import FakeClock, SystemClock
-from gateway.engine.batcher import Batcher, QueueLimits
-from gateway.engine.plan import PlanConfig
+from gateway.engine.batcher import Batcher
+from gateway.engine.context import Context
+from gateway.engine.plan import Dispatch, PlanConfig, WaitUntil, plan
+from gateway.engine.queue_limits import Levels, QueueLimits, end_of_wait
 from gateway.engine.runner import Executed, Runner
 from gateway.engine.statistics import Statistics
 from gateway.errors import Code, TollwayError
@@ -24,6 +26,7 @@ class Bench:
         *,
         config: PlanConfig,
         limits: QueueLimits | None = None,
+        levels: Levels | None = None,
         executor: Executor | None = None,
         slots: int = 1,
         short_rows: int = 0,
@@ -39,6 +42,7 @@ class Bench:
             model="m",
             config=config,
             limits=limits or QueueLimits(),
+            levels=levels,
             runner=runner or self.echo,
             place=self.place,
             statistics=self.statistics,
@@ -228,7 +232,7 @@ def test_a_callers_timeout_can_only_shorten_the_queues(limits: QueueLimits, time
         bench.submit()
         now_ns = bench.clock.monotonic_ns()
         work, _ = bench.submit(timeout_ns=timeout_ns)
-        assert work.deadline_ns == (now_ns + expected_ns if expected_ns else 0)
+        assert end_of_wait(work) == (now_ns + expected_ns if expected_ns else 0)
         bench.batcher.close(lambda: TollwayError(Code.SHUTTING_DOWN, "end"))
 
     asyncio.run(main())
@@ -369,3 +373,115 @@ async def test_statistics_count_rows_batches_and_failures() -> None:
     assert shown["inference_stats"]["success"]["count"] == 2
     assert shown["inference_stats"]["fail"]["count"] == 1
     assert [batch["batch_size"] for batch in shown["batch_stats"]] == [1, 3]
+
+
+RANKED = PlanConfig(is_batching=True, rows_max=2, has_ranks=True)
+LEVELS = Levels(count=3, default=2, limits={3: QueueLimits(requests_max=1, timeout_ns=50)})
+
+
+def with_priority(priority: int) -> dict[str, Any]:
+    return {"context": Context(priority=priority)}
+
+
+async def occupy(bench: Bench) -> None:
+    """Fill the one slot, so that what comes next queues."""
+    bench.submit(2)
+    await turn()
+    assert (bench.batcher.running, bench.batcher.queued) == (1, 0)
+
+
+async def leave_in_turn(bench: Bench, count: int) -> list[float]:
+    """The fill of each work's tensor in the order in which `count` batches run."""
+    seen: list[float] = []
+    for _ in range(count):
+        bench.run_next()
+        await turn()
+        seen += [float(own["x"][0, 0]) for batch in bench.batcher._running for own in [one.feeds for one in batch]]
+    return seen
+
+
+@in_loop
+async def test_works_leave_by_priority_then_by_age() -> None:
+    bench = Bench(config=RANKED, levels=LEVELS)
+    await occupy(bench)
+    # 0 and 9 are no levels: they have the default, 2.
+    for fill, priority in ((1.0, 3), (2.0, 0), (3.0, 1), (4.0, 9), (5.0, 1)):
+        bench.submit(2, fill=fill, **with_priority(priority))
+    await turn()
+    assert await leave_in_turn(bench, 5) == [3.0, 5.0, 2.0, 4.0, 1.0]
+    bench.run_next()
+
+
+@in_loop
+async def test_a_level_has_its_own_bounds() -> None:
+    bench = Bench(config=RANKED, levels=LEVELS)
+    await occupy(bench)
+    _, first = bench.submit(2, **with_priority(3))
+    _, second = bench.submit(2, **with_priority(3))
+    _, other = bench.submit(2, **with_priority(2))
+    assert second.error is not None
+    assert second.error.code is Code.QUEUE_FULL
+    bench.clock.advance(50)
+    bench.batcher.wake()
+    assert first.error is not None
+    assert first.error.code is Code.DEADLINE_EXCEEDED
+    assert other.error is None
+    bench.batcher.close(lambda: TollwayError(Code.SHUTTING_DOWN, "end"))
+    bench.run_next()
+    await turn()
+
+
+@in_loop
+async def test_a_queues_timeout_does_not_end_what_runs() -> None:
+    bench = Bench(config=ALONE, limits=QueueLimits(timeout_ns=50))
+    _, outcome = bench.submit()
+    bench.clock.advance(60)
+    bench.batcher.wake()
+    assert outcome.error is None
+    bench.run_next()
+    await turn()
+    assert outcome.outputs is not None
+
+
+@in_loop
+async def test_delayed_works_go_behind_their_level_and_are_served_in_the_end() -> None:
+    bench = Bench(config=RANKED, limits=QueueLimits(timeout_ns=50, is_delaying=True))
+    await occupy(bench)
+    bench.submit(2, fill=1.0)
+    bench.clock.advance(30)
+    bench.submit(2, fill=2.0)
+    bench.clock.advance(20)
+    bench.batcher.wake()
+    bench.submit(2, fill=3.0)
+    await turn()
+    assert await leave_in_turn(bench, 3) == [2.0, 3.0, 1.0]
+    bench.run_next()
+    await turn()
+    assert bench.statistics.fail_count == 0
+
+
+@in_loop
+async def test_a_delayed_work_still_has_its_callers_deadline() -> None:
+    bench = Bench(config=RANKED, limits=QueueLimits(timeout_ns=50, is_delaying=True))
+    await occupy(bench)
+    _, outcome = bench.submit(2, deadline_ns=bench.clock.monotonic_ns() + 80)
+    bench.clock.advance(60)
+    bench.batcher.wake()
+    assert outcome.error is None
+    bench.clock.advance(20)
+    bench.batcher.wake()
+    assert outcome.error is not None
+    assert outcome.error.code is Code.DEADLINE_EXCEEDED
+    bench.run_next()
+    await turn()
+
+
+def test_a_work_of_low_priority_does_not_wait_anew_for_each_that_passes_it() -> None:
+    """Its own delay is over: the batch leaves now, with the better one in front."""
+    old, _ = new_work()
+    old.rank, old.enqueued_ns = 4, 0
+    new, _ = new_work()
+    new.rank, new.enqueued_ns = 2, 90
+    config = PlanConfig(is_batching=True, rows_max=8, delay_ns_max=100, has_ranks=True)
+    assert plan([new, old], 99, config) == WaitUntil(100)
+    assert plan([new, old], 100, config) == Dispatch((0, 1))

@@ -1,6 +1,7 @@
 """From a repository to ready models: what is served, what is not and why, and when the server calls itself ready."""
 
 import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -17,12 +18,15 @@ from model_repo.config import parse_config
 from model_repo.errors import RepositoryError
 from tests.unit.engine.making import (
     EngineUnderTest,
+    FakeExchange,
     config_text,
     identity_onnx,
+    python_step,
     run_engine,
     running_engine,
     write_identity,
     write_model,
+    write_python,
 )
 
 X = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}
@@ -303,3 +307,37 @@ def test_loading_and_unloading_leaves_nothing_open(tmp_path: Path) -> None:
     for _ in range(10):
         run_engine(tmp_path, test=nothing)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_request_parameter_priority_reaches_the_queue(tmp_path: Path) -> None:
+    """One slot, taken by a step that waits: of those behind it, who comes last but first in rank is answered first."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    batching = "dynamic_batching { priority_levels: 2 default_priority_level: 2 }"
+    wait = f"y = x\nif x[0, 0] == 0: open({str(gate)!r}).read()"
+    write_python(tmp_path / "repository", "m", python_step(wait), rows_max=1, extra=batching)
+
+    async def test(engine: EngineUnderTest) -> None:
+        def begin(value: int, **parameters: int) -> FakeExchange:
+            tensor = {"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [value, 0]}
+            body = json.dumps({"parameters": parameters, "inputs": [tensor]}).encode()
+            return engine.begin("POST", "/v2/models/m/infer", body)
+
+        order: list[str] = []
+
+        async def note(name: str, exchange: FakeExchange) -> None:
+            await exchange.replied.wait()
+            assert exchange.status == 200
+            order.append(name)
+
+        first = begin(0)
+        await asyncio.sleep(0)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            for name, exchange in (("late", begin(1)), ("low", begin(1, priority=2)), ("high", begin(1, priority=1))):
+                group.create_task(note(name, exchange))
+            await asyncio.to_thread(gate.write_text, "go")
+        assert first.status == 200
+        assert order == ["high", "late", "low"]
+        assert begin(1, priority=-1).json()["code"] == "bad_request"
+
+    run_engine(tmp_path / "repository", test=test)

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from model_repo.config import DynamicBatching, QueuePolicy, VersionPolicy, format_config, parse_config
+from model_repo.config import VersionPolicy, format_config, parse_config
+from model_repo.scheduling import DynamicBatching, QueuePolicy
 from model_repo.errors import ConfigError
 
 BASE = """
@@ -121,7 +122,7 @@ def test_warmup_samples() -> None:
         ("response_cache { enable: true }", "response_cache"),
         ("optimization { graph { level: 1 } }", "optimization"),
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
-        ("dynamic_batching { priority_levels: 2 }", "dynamic_batching.priority_levels"),
+        ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
         ("instance_group { gpus: [ 0 ] kind: KIND_CPU }", "instance_group.gpus"),
         ("instance_group { kind: KIND_CPU host_policy: 'a' }", "instance_group.host_policy"),
         ("batch_input { kind: BATCH_ELEMENT_COUNT }", "batch_input"),
@@ -178,7 +179,11 @@ def test_a_default_written_out_is_harmless(setting: str) -> None:
         (BASE + 'default_model_filename: "../../x"', "plain file name"),
         (BASE + "dynamic_batching { preferred_batch_size: 9 }", "preferred_batch_size"),
         (BASE.replace("max_batch_size: 8", "") + "dynamic_batching { }", "needs max_batch_size"),
-        (BASE + "dynamic_batching { default_queue_policy { timeout_action: DELAY } }", "only REJECT"),
+        (BASE + "dynamic_batching { priority_levels: 2 }", "default_priority_level: 0 is outside 1..2"),
+        (BASE + "dynamic_batching { priority_levels: 2 default_priority_level: 3 }", "3 is outside 1..2"),
+        (BASE + "dynamic_batching { priority_levels: 65 default_priority_level: 1 }", "65 is outside 0..64"),
+        (BASE + "dynamic_batching { default_priority_level: 1 }", "1 is outside 0..0"),
+        (BASE + "dynamic_batching { priority_queue_policy { key: 1 value { } } }", "1 is outside 1..0"),
         (BASE + "instance_group { kind: KIND_GPU }", "KIND_GPU is not served"),
         (BASE + "instance_group { count: 1000 }", "instance_group.count"),
         (BASE + "version_policy { specific { } }", "version_policy.specific"),
@@ -240,3 +245,17 @@ def test_ensemble_steps_are_read() -> None:
 def test_an_ensemble_that_cannot_flow_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
         parse_config(text, name="e")
+
+
+def test_priorities_and_their_policies_are_read() -> None:
+    text = (
+        BASE
+        + """dynamic_batching { priority_levels: 3 default_priority_level: 2
+      default_queue_policy { timeout_action: DELAY default_timeout_microseconds: 5 }
+      priority_queue_policy { key: 1 value { max_queue_size: 4 allow_timeout_override: true } } }"""
+    )
+    config = parse_config(text, name="m")
+    assert config.batching == DynamicBatching(
+        priority_levels=3, default_level=2, level_policies={1: QueuePolicy(requests_max=4)}
+    )
+    assert config.queue == QueuePolicy(timeout_ns=5000, is_timeout_overridable=False, is_delaying=True)

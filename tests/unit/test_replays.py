@@ -22,6 +22,7 @@ from gateway.replays import (
     KEPT_S,
     MISMATCH,
     REPLY_BYTES_MAX,
+    REQUEST_BYTES_MAX,
     Claim,
     ReplayStore,
     Stored,
@@ -372,11 +373,19 @@ def test_a_key_without_the_right_to_the_model_gets_no_replay(tmp_path: Path) -> 
     assert refused_with(limited.send()) == "model_forbidden"
 
 
-def test_a_request_larger_than_what_is_held_is_refused(world: Keyed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.pipeline.REQUEST_BYTES_MAX", 4)
-    assert refused_with(world.send(body=b"12345")) == "body_too_large"
-    world.send(body=b"1234")
-    assert len(world.pool.requests) == 1
+def test_a_request_larger_than_what_is_held_is_refused(world: Keyed) -> None:
+    piece = b"x" * (REQUEST_BYTES_MAX // 2)
+    for more in (b"", b"y"):
+        exchange = world.begin(world.head(b"/v2/models/flat/infer", (b"idempotency-key", b"k" + more), length=-1))
+        for data in filter(None, (piece, piece, more)):
+            world.gateway.on_body(exchange, data)
+        if not more:
+            world.gateway.on_end(exchange)
+            world.answer(world.pool.requests[0])
+            world.log.sync()
+            assert exchange.replies[0][0] == 200
+    assert refused_with(exchange) == "body_too_large"
+    world.assert_at_rest()
 
 
 def test_a_grpc_call_is_replayed_with_its_trailers(world: Keyed) -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import grpc
+import msgspec
 import pytest
 from tritonclient.grpc import service_pb2
 
@@ -22,6 +23,7 @@ MESSAGES = {
     "ModelConfig": service_pb2.ModelConfigRequest(name="mlp").SerializeToString(),
     "ModelStatistics": service_pb2.ModelStatisticsRequest(name="mlp").SerializeToString(),
     "ModelInfer": infer_request(),
+    "ModelStreamInfer": infer_request(),
 }
 
 
@@ -44,7 +46,11 @@ def test_the_page_lists_everything() -> None:
 @pytest.mark.parametrize(("method", "path", "status"), REST)
 def test_rest(stage: Stage, method: str, path: str, status: str) -> None:
     target = path.replace("{m}", "mlp").replace("{v}", "1")
-    content = raw.infer_body() if path.endswith("/infer") else b"{}" if method == "POST" else None
+    content = b"{}" if method == "POST" else None
+    if path.endswith("/infer"):
+        content = raw.infer_body()
+    elif "/generate" in path:
+        content = msgspec.json.encode({"x": [0.5] * 64})
     with stage.client() as client, stage.client("") as anonymous:
         reply = client.request(method, target, content=content)
         assert reply.status_code == int(status), reply.text

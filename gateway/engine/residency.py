@@ -37,10 +37,14 @@ class Unloadable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """`nbytes_max` 0: no budget. `idle_ns` 0: a model is never unloaded for being idle."""
+    """`nbytes_max` 0: no budget. `idle_ns` 0: a model is never unloaded for being idle.
+
+    `room_wait_s`: how long a load waits until models that run have left it room.
+    """
 
     nbytes_max: int = 0
     idle_ns: int = 0
+    room_wait_s: float = 10.0
 
     @property
     def is_set(self) -> bool:
@@ -118,7 +122,8 @@ class Residency:
         self._measure = measure
         self._give_back = give_back
         self._models: list[ResidentModel] = []
-        self._lock = threading.Lock()
+        #: Notified when a model is no longer in use.
+        self._lock = threading.Condition()
         self._loading = threading.Lock()
 
     @property
@@ -133,6 +138,8 @@ class Residency:
         Raises:
             RepositoryError: it cannot be loaded, or is larger than the whole budget.
         """
+        if 0 < self.bounds.nbytes_max < nbytes_min:
+            raise RepositoryError(f"its file has {nbytes_min} bytes, more than the budget of all models")
         model = ResidentModel(name, load, nbytes_min, self)
         with self._lock:
             self._models.append(model)
@@ -186,6 +193,7 @@ class Residency:
         with self._lock:
             model.users -= 1
             model.used_ns = self._now()
+            self._lock.notify_all()
 
     def remove(self, model: ResidentModel) -> None:
         """Unload for good. Idempotent; no run is under way."""
@@ -207,13 +215,19 @@ class Residency:
     def _make_room(self, model: ResidentModel) -> None:
         if not self.bounds.nbytes_max:
             return
-        with self._lock:
+        victims: list[tuple[ResidentModel, Unloadable]] = []
+
+        def has_room() -> bool:
             loaded, held = self._held()
             chosen = choose_victims(held, min(model.nbytes, self.bounds.nbytes_max), self.bounds.nbytes_max)
-            if chosen is None:
+            if chosen is not None:
+                victims.extend(self._detach([loaded[place] for place in chosen]))
+            return chosen is not None
+
+        with self._lock:
+            if not self._lock.wait_for(has_room, self.bounds.room_wait_s):
                 message = f"no memory for model '{model.name}': the models in use leave too little of the budget"
                 raise TollwayError(Code.OVERLOADED, message, retry_after_ms=_RETRY_MS)
-            victims = self._detach([loaded[place] for place in chosen])
         self._unload(victims, "budget")
 
     def _load(self, model: ResidentModel) -> None:

@@ -108,7 +108,7 @@ def test_idle_models_leave_and_are_back_when_asked(repository: Path, tmp_path: P
 
 
 def test_a_model_that_no_budget_can_hold_is_refused_with_the_reason(repository: Path, tmp_path: Path) -> None:
-    write_heavy(repository, "giant", 96)
+    write_heavy(repository, "giant", 104)
     with running_process(tmp_path, repository, extra=["--model-memory-bytes", str(100 * MIB)]) as engine:
         index = json.loads(engine.get("/v2/repository/index", method="POST")[1])
         (giant,) = (row for row in index if row["name"] == "giant")

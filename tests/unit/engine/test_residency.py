@@ -33,14 +33,14 @@ LIMIT_S = 30.0
 class World:
     """A process whose memory is a number, and the models in it."""
 
-    def __init__(self, nbytes_max: int = 0, idle_ns: int = 0) -> None:
+    def __init__(self, nbytes_max: int = 0, idle_ns: int = 0, room_wait_s: float = 0.0) -> None:
         self.now_ns = 0
         self.nbytes = 1000
         self.alive: list[str] = []
         self.loads: list[str] = []
         self.fault: Exception | None = None
         self.residency = Residency(
-            Bounds(nbytes_max=nbytes_max, idle_ns=idle_ns),
+            Bounds(nbytes_max=nbytes_max, idle_ns=idle_ns, room_wait_s=room_wait_s),
             lambda: self.now_ns,
             measure=lambda: self.nbytes,
             give_back=lambda: None,
@@ -149,6 +149,27 @@ def test_a_model_in_use_is_never_unloaded_and_others_are_told_to_wait() -> None:
     world.residency.release(b)
     world.use(a)
     assert world.alive == ["a"]
+
+
+def test_a_load_waits_for_models_that_run() -> None:
+    world = World(nbytes_max=100, room_wait_s=LIMIT_S)
+    a, b = world.add("a", 60), world.add("b", 60)
+    world.residency.acquire(b)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(world.use, a)
+        while not a.users:
+            pass
+        assert world.alive == ["b"]
+        world.residency.release(b)
+        waiting.result(LIMIT_S)
+    assert world.alive == ["a"]
+
+
+def test_a_file_larger_than_the_budget_is_not_even_read() -> None:
+    world = World(nbytes_max=100)
+    with pytest.raises(RepositoryError, match="its file has 101 bytes, more than the budget"):
+        world.add("a", 10, file_nbytes=101)
+    assert world.loads == []
 
 
 def test_a_file_that_has_changed_meanwhile_is_not_ready_and_then_is() -> None:

@@ -83,11 +83,11 @@ def begin(journal: Journal, body: Begin, now_ns: int) -> Any:
         raise InvoiceError("payment_pending", f"a payment of {document.number} is pending at the provider")
     if done.is_open:
         row = journal.execute(
-            "SELECT attempt_id, provider, amount_minor FROM payment_attempt WHERE document_id = ?"
+            "SELECT attempt_id, provider, amount_minor, at_ns FROM payment_attempt WHERE document_id = ?"
             " ORDER BY at_ns DESC, attempt_id DESC LIMIT 1",
             (document.document_id,),
         ).fetchone()
-        return _attempt(document, account.provider_customer, *row)
+        return _attempt(document, account.provider_customer, *row[:3]) | {"begun_ns": row[3]}
     state = store.state_in(journal.db, document)
     if state.status != "open":
         raise InvoiceError("invoice_state", f"invoice {document.number} is {state.status}: nothing to collect")
@@ -99,7 +99,8 @@ def begin(journal: Journal, body: Begin, now_ns: int) -> Any:
         "INSERT INTO payment_attempt VALUES (?, ?, ?, ?, ?, ?)",
         (attempt_id, document.document_id, account.provider, body.covers, state.due_minor, now_ns),
     )
-    return _attempt(document, account.provider_customer, attempt_id, account.provider, state.due_minor)
+    made = _attempt(document, account.provider_customer, attempt_id, account.provider, state.due_minor)
+    return made | {"begun_ns": now_ns}
 
 
 def finish(journal: Journal, body: Finish, now_ns: int) -> Any:

@@ -42,11 +42,14 @@ class FakeProvider:
         self.moved: dict[str, int] = {}
         self.refunded: dict[str, int] = {}
         self.asked: list[Charge] = []
+        self._forgotten: set[str] = set()
         self._results: dict[str, tuple[Charge, ChargeResult]] = {}
 
     def charge(self, charge: Charge) -> ChargeResult:
         self.asked.append(charge)
         known = self._results.get(charge.key)
+        if charge.key in self._forgotten:
+            known = None
         if known is not None:
             if known[0] != charge:
                 raise ProviderRefused(f"key {charge.key!r} was used for another charge")
@@ -59,10 +62,18 @@ class FakeProvider:
         result = self._result(charge, fault)
         self._results[charge.key] = (charge, result)
         if isinstance(result, Succeeded):
-            self.moved[charge.key] = result.amount_minor
+            self.moved[charge.key] = self.moved.get(charge.key, 0) + result.amount_minor
         if fault == "timeout_after":
             raise ProviderUnavailable("no answer")
         return result
+
+    def find(self, key: str) -> ChargeResult | None:
+        known = self._results.get(key)
+        return None if known is None else known[1]
+
+    def forget(self) -> None:
+        """As providers do after a day: a key that comes again is a new charge."""
+        self._forgotten |= set(self._results)
 
     def refund(self, key: str, reference: str, amount_minor: int) -> str:
         if reference not in {f"pay_{known}" for known in self.moved}:

@@ -20,7 +20,7 @@ class NotAuthentic(Exception):
 
 
 class Charge(NamedTuple):
-    """Collect `amount_minor` of `currency` from a customer's saved payment method."""
+    """Collect `amount_minor` of `currency` from a saved payment method; `customer` is the account's reference to it."""
 
     key: str
     customer: str
@@ -73,6 +73,12 @@ class PaymentProvider(Protocol):
 
     def charge(self, charge: Charge) -> ChargeResult:
         """Collect once per key. Raises ProviderUnavailable (ask the same again) and ProviderRefused."""
+
+    def find(self, key: str) -> ChargeResult | None:
+        """What became of the charge with this key, long after it was asked; None: it never arrived.
+
+        Raises ProviderUnavailable and ProviderRefused.
+        """
 
     def refund(self, key: str, reference: str, amount_minor: int) -> str:
         """Give back part of a payment, once per key; the refund's reference. Raises like `charge`."""

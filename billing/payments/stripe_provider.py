@@ -47,12 +47,16 @@ class StripeProvider:
         self._webhook_secret = webhook_secret
 
     def charge(self, charge: Charge) -> ChargeResult:
+        customer, _, method = charge.customer.partition("/")
+        if not customer or not method:
+            raise ProviderRefused("provider_customer must be cus_…/pm_…: the customer and the saved payment method")
         parameters = {
             "amount": charge.amount_minor,
             "currency": charge.currency.lower(),
-            "customer": charge.customer,
+            "customer": customer,
+            "payment_method": method,
             "description": charge.description,
-            "metadata": {"document_id": charge.document_id},
+            "metadata": {"document_id": charge.document_id, "attempt_id": charge.key},
             "confirm": True,
             "off_session": True,
         }
@@ -63,12 +67,14 @@ class StripeProvider:
             return Declined(code, is_final=code in FINAL_DECLINES)
         except self._stripe.StripeError as error:
             raise self._translated(error) from error
-        if intent.status == "succeeded":
-            return Succeeded(intent.id, int(intent.amount_received))
-        if intent.status == "processing":
-            return Pending(intent.id)
-        # The customer would have to act (3-D Secure, another card): nobody is there to do it.
-        return Declined(str(intent.status), is_final=False)
+        return _result(intent)
+
+    def find(self, key: str) -> ChargeResult | None:
+        try:
+            found = self._client.v1.payment_intents.search({"query": f"metadata['attempt_id']:'{key}'", "limit": 1})
+        except self._stripe.StripeError as error:
+            raise self._translated(error) from error
+        return _result(found.data[0]) if found.data else None
 
     def refund(self, key: str, reference: str, amount_minor: int) -> str:
         parameters = {"payment_intent": reference, "amount": amount_minor}
@@ -94,6 +100,15 @@ class StripeProvider:
         if type(error).__name__ in _UNKNOWN_OUTCOME:
             return ProviderUnavailable(f"stripe: {type(error).__name__}")
         return ProviderRefused(f"stripe: {type(error).__name__} ({error.code or 'no code'})")
+
+
+def _result(intent: Any) -> ChargeResult:
+    if intent.status == "succeeded":
+        return Succeeded(intent.id, int(intent.amount_received))
+    if intent.status == "processing":
+        return Pending(intent.id)
+    # The customer would have to act (3-D Secure, another card): nobody is there to do it.
+    return Declined(str(intent.status), is_final=False)
 
 
 def _message(event: Any, kind: str) -> Message:

@@ -35,6 +35,8 @@ from gateway.control.registry import Change, Registry
 ACTOR: Final = "dunning"
 #: Steps for one invoice in one round: each step changes what is next, and a fault must not spin.
 STEPS_MAX: Final = 6
+#: Providers remember our keys for a day at least; well before that an open attempt is looked up instead.
+KEY_LIFE_NS: Final = 12 * 3_600 * 1_000_000_000
 _log = logging.getLogger("tollway.control")
 
 
@@ -79,7 +81,7 @@ class Collector:
         document_id = case.document.document_id
         operation = f"dunning:{document_id}:{case.action}:{case.covers}:{case.steps}"
         if case.action is Action.ATTEMPT:
-            return self._attempt(case, operation)
+            return self._attempt(case, operation, now_ns)
         if case.action is Action.REMIND:
             self._note(operation, document_id, "reminded", case.covers)
         elif case.action is Action.SUSPEND:
@@ -90,7 +92,7 @@ class Collector:
             self._money.run(ACTOR, "invoice.write_off", f"dunning:{document_id}:write_off", body)
         return case.action is not Action.WAIT
 
-    def _attempt(self, case: _Case, operation: str) -> bool:
+    def _attempt(self, case: _Case, operation: str, now_ns: int) -> bool:
         provider = self._providers.get(case.account.provider)
         if provider is None:
             _log.error("payment_provider_missing provider=%s", case.account.provider)
@@ -107,7 +109,7 @@ class Collector:
             description=f"Invoice {begun['number']}",
         )
         try:
-            finish = _finish(provider, charge)
+            finish = _finish(provider, charge, is_old=now_ns - begun["begun_ns"] >= KEY_LIFE_NS)
         except ProviderUnavailable as error:
             # The attempt stays open: the next round asks the same again, with the same key.
             _log.warning("payment_outcome_unknown attempt=%s error=%s", charge.key, error)
@@ -146,10 +148,13 @@ class Collector:
         self._registry.change(ACTOR, "tenant.suspend" if is_suspended else "tenant.resume", work)
 
 
-def _finish(provider: PaymentProvider, charge: Charge) -> dict[str, object]:
-    """The body of `payment.finish` for what the provider answers. Raises ProviderUnavailable."""
+def _finish(provider: PaymentProvider, charge: Charge, *, is_old: bool) -> dict[str, object]:
+    """The body of `payment.finish` for what the provider answers. Raises ProviderUnavailable.
+
+    `is_old`: the provider may have forgotten the key, so it is asked what became of the charge, not to charge again.
+    """
     try:
-        result = provider.charge(charge)
+        result = (provider.find(charge.key) if is_old else None) or provider.charge(charge)
     except ProviderRefused as error:
         _log.error("payment_refused attempt=%s error=%s", charge.key, error)
         return {"outcome": "refused", "code": "provider_refused"}

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from billing.payments.fake import FakeProvider
+from billing.payments.port import ProviderUnavailable
 from gateway.control.billing_clock import BillingClock
 from gateway.control.collector import Collector
 from gateway.control.money import Money
@@ -84,6 +85,33 @@ def test_a_time_out_is_asked_again_with_the_same_key_and_charged_once(till: Till
     assert till.status() == "paid"
     assert len(till.provider.moved) == 1
     assert till.provider.asked[0] == till.provider.asked[1]
+
+
+def test_an_attempt_that_is_days_old_is_looked_up_before_it_is_asked_again(till: Till) -> None:
+    """The money moved, nobody was told, and the provider has forgotten the key by the time that we are back."""
+    till.provider.faults.append("timeout_after")
+    till.go_to(0)
+    till.round()
+    # Asked again in the same hour, and again cut off: the answer to `payment.begin` is a stored one from here on.
+    till.provider.charge, charge = _unreachable, till.provider.charge  # type: ignore[method-assign]
+    till.round()
+    till.round()
+    till.provider.charge = charge  # type: ignore[method-assign]
+    till.provider.forget()
+    till.go_to(2)
+    till.round()
+    assert till.status() == "paid"
+    assert list(till.provider.moved.values()) == [TOTAL]
+
+
+def test_an_old_attempt_that_never_arrived_is_asked_again(till: Till) -> None:
+    till.provider.faults.append("timeout_before")
+    till.go_to(0)
+    till.round()
+    till.go_to(2)
+    till.round()
+    assert till.status() == "paid"
+    assert list(till.provider.moved.values()) == [TOTAL]
 
 
 def test_a_decline_waits_for_the_next_retry_day(till: Till) -> None:
@@ -248,6 +276,10 @@ def test_the_clock_bills_every_period_that_is_over_once(desk: Desk) -> None:
 def test_a_round_without_a_meter_is_quiet(desk: Desk) -> None:
     registry = desk.control.registry
     BillingClock(Money(desk.data_dir, registry), registry, {}).tick()
+
+
+def _unreachable(_charge: Any) -> Any:
+    raise ProviderUnavailable("no answer")
 
 
 def _transfer(amount_minor: int) -> dict[str, Any]:

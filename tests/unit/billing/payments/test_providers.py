@@ -19,7 +19,7 @@ from billing.payments.port import (
 )
 from billing.payments.stripe_provider import TOLERANCE_S, StripeProvider
 
-CHARGE = Charge("inv_1-001", "cus_9", 1_799, "USD", "inv_1", "Invoice INV-000001")
+CHARGE = Charge("inv_1-001", "cus_9/pm_7", 1_799, "USD", "inv_1", "Invoice INV-000001")
 SECRET = "whsec_test"
 NOW_S = 1_770_000_000
 
@@ -90,6 +90,8 @@ def test_stripe_is_asked_with_our_key_and_the_exact_amount() -> None:
     assert "amount=1799" in data
     assert "currency=usd" in data
     assert "off_session=true" in data
+    assert "customer=cus_9&payment_method=pm_7" in data
+    assert "[attempt_id]=inv_1-001" in data.replace("%5B", "[").replace("%5D", "]")
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,23 @@ def test_a_broken_connection_is_an_unknown_outcome() -> None:
 
     with pytest.raises(ProviderUnavailable):
         provider(stripe.APIConnectionError("cut"))[0].charge(CHARGE)
+
+
+@pytest.mark.parametrize("customer", ["", "cus_9", "cus_9/", "/pm_7"])
+def test_stripe_needs_customer_and_payment_method(customer: str) -> None:
+    stripe, wire = provider()
+    with pytest.raises(ProviderRefused, match="provider_customer"):
+        stripe.charge(CHARGE._replace(customer=customer))
+    assert wire.asked == []
+
+
+def test_an_old_charge_is_found_by_its_attempt() -> None:
+    page = {"object": "search_result", "url": "/v1/payment_intents/search", "has_more": False}
+    stripe, wire = provider((200, page | {"data": [intent()]}), (200, page | {"data": []}))
+    assert stripe.find("inv_1-001") == Succeeded("pi_3Nabc", 1_799)
+    assert stripe.find("inv_1-001") is None
+    assert "/v1/payment_intents/search" in wire.asked[0][1]
+    assert "attempt_id" in wire.asked[0][1] + wire.asked[0][3]
 
 
 def test_a_refund_has_its_own_key() -> None:

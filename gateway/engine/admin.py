@@ -7,6 +7,10 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
+import msgspec
+from tritonclient.grpc import service_pb2
+
+from gateway.call import Data
 from gateway.engine.overrides import read_override
 from gateway.engine.registry import Registry
 from gateway.errors import Code, TollwayError
@@ -21,6 +25,25 @@ class Admin:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
+        self._observer = registry.observer
+
+    def trace(self, model: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Settings in force after `changes`, which may be empty. `model` "": of all models.
+
+        Raises:
+            TollwayError: model_not_found, bad_request.
+        """
+        if model:
+            self._registry.versions_of(model)
+        if changes:
+            self._observer.update_trace(model, changes)
+        return self._observer.trace_settings(model)
+
+    def log(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """As `trace`."""
+        if changes:
+            self._observer.update_log(changes)
+        return self._observer.log_settings()
 
     def load(self, model: str, parameters: dict[str, Any], done: Settled, fail: Failed) -> None:
         """Start a load; `done` or `fail` is called when it has ended.
@@ -64,8 +87,40 @@ def shared_memory_refused() -> TollwayError:
     )
 
 
+def trace_changes(request: Any) -> dict[str, Any]:
+    """Of a TraceSettingRequest: a setting without a value is taken away."""
+    return {name: list(setting.value) or None for name, setting in request.settings.items()}
+
+
+def trace_answer(settings: dict[str, Any]) -> Any:
+    answer = service_pb2.TraceSettingResponse()
+    for name, value in settings.items():
+        answer.settings[name].value.extend(value if isinstance(value, list) else [value])
+    return answer
+
+
+def log_answer(settings: dict[str, Any]) -> Any:
+    answer = service_pb2.LogSettingsResponse()
+    for name, value in settings.items():
+        member = "bool_param" if type(value) is bool else "uint32_param" if type(value) is int else "string_param"
+        setattr(answer.settings[name], member, value)
+    return answer
+
+
+def read_settings(body: Data) -> dict[str, Any]:
+    """The JSON object of a settings call; an empty body changes nothing.
+
+    Raises:
+        TollwayError: bad_request.
+    """
+    try:
+        return msgspec.json.decode(body, type=dict[str, Any]) if len(body) else {}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _bad(f"malformed JSON: {error}") from error
+
+
 def parameter_value(parameter: Any) -> Any:
-    """Of a ModelRepositoryParameter or InferParameter, whichever member is set; None if none is."""
+    """Of a ModelRepositoryParameter or a SettingValue, whichever member is set; None if none is."""
     member = parameter.WhichOneof("parameter_choice")
     return None if member is None else getattr(parameter, member)
 

@@ -11,6 +11,7 @@ from gateway.engine.bring_up import bring_up, is_up
 from gateway.engine.changes import Changes
 from gateway.engine.host import Host
 from gateway.engine.model import ModelVersion, State
+from gateway.engine.observing import Observer
 from gateway.engine.python_complete import complete_config
 from gateway.errors import Code, TollwayError
 from model_repo.config import ModelConfig, parse_config
@@ -36,6 +37,7 @@ class Registry:
         self._absent: dict[str, tuple[tuple[str, ...], str]] = {}
         self._is_loaded = False
         self.changes = Changes(self, host)
+        self.observer = Observer(host.clock.monotonic_ns)
 
     @property
     def is_ready(self) -> bool:
@@ -207,6 +209,7 @@ class Registry:
         """Give everything back; the caller has waited for works under way."""
         self._is_loaded = False
         await self.changes.aclose()
+        self.observer.close()
         async with asyncio.TaskGroup() as group:
             for version in self.versions():
                 group.create_task(version.unload(), name=f"unload {version.name}")

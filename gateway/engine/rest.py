@@ -6,7 +6,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.call import Data, Headers
-from gateway.engine.admin import Admin, shared_memory_refused
+from gateway.engine.admin import Admin, read_settings, shared_memory_refused
 from gateway.engine.body import COMPRESS_BYTES_MIN
 from gateway.engine.codec_http import ReplyWriter, decode_body
 from gateway.engine.codec_json import JsonCodec
@@ -56,6 +56,12 @@ class RestServer:
             Verb.REPOSITORY_INDEX: self._index,
         }
         admin = Admin(registry)
+        self._answers |= {
+            Verb.SERVER_TRACE: lambda call, body: admin.trace("", _changes_of(call, body)),
+            Verb.MODEL_TRACE: lambda call, body: admin.trace(call.facts.route.model, _changes_of(call, body)),
+            Verb.SERVER_LOGGING: lambda call, body: admin.log(_changes_of(call, body)),
+        }
+        self._observer = registry.observer
         self._changes = {Verb.REPOSITORY_LOAD: admin.load, Verb.REPOSITORY_UNLOAD: admin.unload}
 
     def serve(self, call: EngineCall, body: Data) -> None:
@@ -155,6 +161,9 @@ class RestServer:
         if writer is None:
             writer = version.rest_writer = ReplyWriter(version)
         headers, body = writer.write(request, outputs)
+        if self._observer.is_on:
+            assert call.work is not None
+            self._observer.note(version, request, call.work)
         self._reply(call, headers + call.cost_headers(), body)
 
     def _reply(self, call: EngineCall, headers: Headers, body: bytes) -> None:
@@ -164,3 +173,8 @@ class RestServer:
             return
         headers = [*headers, (b"content-encoding", coding.encode())]
         self._coder.deflate(body, coding, lambda packed: call.reply(200, headers, packed), call.fail)
+
+
+def _changes_of(call: EngineCall, body: Data) -> dict[str, Any]:
+    """What a call changes; a GET only reads."""
+    return read_settings(body) if call.exchange.head.method == b"POST" else {}

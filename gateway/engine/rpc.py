@@ -10,7 +10,14 @@ from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
 from gateway.call import Data
-from gateway.engine.admin import Admin, parameter_value, shared_memory_refused
+from gateway.engine.admin import (
+    Admin,
+    log_answer,
+    parameter_value,
+    shared_memory_refused,
+    trace_answer,
+    trace_changes,
+)
 from gateway.engine.codec_grpc import GrpcReplyWriter, decode_infer, parse_infer
 from gateway.engine.heads import HeadFacts
 from gateway.engine.messages import fill_message
@@ -60,8 +67,17 @@ class RpcServer:
             "ModelStatistics": (service_pb2.ModelStatisticsRequest, self._model_statistics),
             "RepositoryIndex": (service_pb2.RepositoryIndexRequest, self._index),
         }
-        self._methods = {_SERVICE + name.encode(): method for name, method in methods.items()}
         admin = Admin(registry)
+        methods["TraceSetting"] = (
+            service_pb2.TraceSettingRequest,
+            lambda request: trace_answer(admin.trace(request.model_name, trace_changes(request))),
+        )
+        methods["LogSettings"] = (
+            service_pb2.LogSettingsRequest,
+            lambda request: log_answer(admin.log({name: parameter_value(v) for name, v in request.settings.items()})),
+        )
+        self._methods = {_SERVICE + name.encode(): method for name, method in methods.items()}
+        self._observer = registry.observer
         self._changes: dict[bytes, tuple[Any, Any, Any]] = {
             _SERVICE + b"RepositoryModelLoad": (
                 service_pb2.RepositoryModelLoadRequest,
@@ -149,6 +165,9 @@ class RpcServer:
         assert version is not None
         assert request is not None
         body = frame(self._writer_of(version).write(request, outputs))
+        if self._observer.is_on:
+            assert call.work is not None
+            self._observer.note(version, request, call.work)
         call.reply(200, [CONTENT_TYPE, *call.cost_headers()], body, _OK)
 
     def _writer_of(self, version: ModelVersion) -> GrpcReplyWriter:

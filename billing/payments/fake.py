@@ -42,10 +42,14 @@ class FakeProvider:
         self.moved: dict[str, int] = {}
         self.refunded: dict[str, int] = {}
         self.asked: list[Charge] = []
+        #: Nothing gets through, either way.
+        self.is_down = False
         self._forgotten: set[str] = set()
         self._results: dict[str, tuple[Charge, ChargeResult]] = {}
 
     def charge(self, charge: Charge) -> ChargeResult:
+        if self.is_down:
+            raise ProviderUnavailable("no answer")
         self.asked.append(charge)
         known = self._results.get(charge.key)
         if charge.key in self._forgotten:

@@ -23,6 +23,8 @@ from gateway.control.views import TenantView
 
 #: Subscriptions made here are told from others by this beginning of their name.
 NAME: Final = "Plan "
+#: The source of the trial credit's grant.
+TRIAL: Final = "trial"
 NS_PER_DAY: Final = 86_400 * 1_000_000_000
 
 
@@ -44,7 +46,7 @@ class Subscribing:
         name = f"{NAME}{plan}" + (f" with {packs} packs" if packs else "")
         self._converge(actor, tenant, terms, name, fee, operation_id)
         if terms is not None and terms.trial_credit is not None:
-            self._give_trial_credit(actor, tenant, plan, terms, operation_id)
+            self._give_trial_credit(actor, tenant, terms, operation_id)
         return self._registry.change(
             actor,
             "tenant.subscribe",
@@ -79,15 +81,15 @@ class Subscribing:
                 body["trial_days"] = terms.subscription.trial_days
             self._money.run(actor, "subscription.start", f"{operation_id}:start", body)
 
-    def _give_trial_credit(self, actor: str, tenant: str, plan: str, terms: PlanTerms, operation_id: str) -> None:
+    def _give_trial_credit(self, actor: str, tenant: str, terms: PlanTerms, operation_id: str) -> None:
+        """Once per tenant, whatever plans follow: going from plan to plan earns nothing."""
         credit = terms.trial_credit
         assert credit is not None
-        source = f"trial-{plan}"
-        if self._money.read(lambda db: find_grant(db, f"{tenant}:{source}")) is not None:
+        if self._money.read(lambda db: find_grant(db, f"{tenant}:{TRIAL}")) is not None:
             return
         body = {
             "tenant": tenant,
-            "source": source,
+            "source": TRIAL,
             "amount_nanos": credit.amount_nanos,
             "expires_ns": self._registry.clock.wall_ns() + credit.days * NS_PER_DAY,
         }

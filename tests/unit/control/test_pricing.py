@@ -225,7 +225,17 @@ def test_subscribing_asks_the_fee_gives_the_trial_credit_once_and_sets_the_plan(
     assert live(desk) == [("Plan pro", 2_900)]
     assert desk.tenant("acme").plan == "pro"
     credit = desk.must("GET", "/admin/tenants/acme/credit")
-    assert [(one["grant_id"], one["left_nanos"]) for one in credit["grants"]] == [("acme:trial-pro", 2 * 10**9)]
+    assert [(one["grant_id"], one["left_nanos"]) for one in credit["grants"]] == [("acme:trial", 2 * 10**9)]
+    assert office.events().count("subscription.started") == 1
+
+
+def test_trial_credit_is_given_once_whatever_plans_follow(desk: Desk, office: Office) -> None:
+    apply(desk, FILE + FILE[FILE.index("[plans.pro]") : FILE.index("[plans.pay]")].replace("plans.pro", "plans.max"))
+    subscribe(desk, "pro")
+    subscribe(desk, "max")
+    subscribe(desk, "pro")
+    grants = desk.must("GET", "/admin/tenants/acme/credit")["grants"]
+    assert [(one["grant_id"], one["left_nanos"]) for one in grants] == [("acme:trial", 2 * 10**9)]
     assert office.events().count("subscription.started") == 1
 
 

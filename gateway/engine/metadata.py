@@ -8,7 +8,18 @@ from gateway.engine.registry import Registry
 
 SERVER_NAME: Final = "tollway"
 #: What is truly served, by the names of Triton's protocol extensions.
-EXTENSIONS: Final = ("binary_tensor_data", "classification", "model_configuration", "statistics")
+EXTENSIONS: Final = (
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "schedule_policy",
+    "statistics",
+    "trace",
+    "logging",
+    "parameters",
+)
 _PLATFORMS: Final = {"onnxruntime": "onnxruntime_onnx", "tensorrt": "tensorrt_plan"}
 
 

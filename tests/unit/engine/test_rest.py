@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gateway.call import Headers
+from gateway.engine.metadata import EXTENSIONS
 from tests.unit.engine.making import (
     EngineUnderTest,
     FakeExchange,
@@ -55,7 +56,7 @@ def test_server_and_model_endpoints(repo: Path) -> None:
         assert (await engine.get("/v2")).json() == {
             "name": "tollway",
             "version": "1",
-            "extensions": ["binary_tensor_data", "classification", "model_configuration", "statistics"],
+            "extensions": list(EXTENSIONS),
         }
         assert (await engine.get("/v2/models/m/versions/1")).json() == {
             "name": "m",

@@ -15,7 +15,7 @@ from tests.e2e.stage import Stage
 
 PAGE = (Path(__file__).parents[2] / "docs" / "contract.md").read_text(encoding="utf-8")
 REST = re.findall(r"^\| (GET|POST) \| `(\S+)` \| (\d{3}) \|", PAGE, re.MULTILINE)
-RPCS = re.findall(r"^\| `([\w./]+)` \| ([A-Z]{2,}) \|", PAGE, re.MULTILINE)
+RPCS = re.findall(r"^\| `([\w./]+)` \| ([A-Z_]{2,}) \|", PAGE, re.MULTILINE)
 OPEN = {"/v2/health/live", "/v2/health/ready", "ServerLive", "ServerReady", "grpc.health.v1.Health/Check"}
 MESSAGES = {
     "ModelReady": service_pb2.ModelReadyRequest(name="mlp").SerializeToString(),

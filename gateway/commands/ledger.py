@@ -1,10 +1,16 @@
-"""Owns `tollway ledger`: trial balance, entries, one call's way into the ledger, and the closing of periods."""
+"""Owns `tollway ledger`: trial balance, entries, one call's way into the ledger, closing periods, exports."""
 
+import sqlite3
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, open_api
+from billing.exports.rows import Selection
+from billing.exports.writing import Format, write_export
+from billing.ledger.opening import open_ledger_reader
+from billing.ledger.port import LedgerError
+from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, fail, open_api
 from gateway.commands.invoices import OperationId, run_command
 from gateway.commands.output import parse_day_ns, print_fields, print_json, print_table
 
@@ -56,6 +62,34 @@ def close(
     with open_api(data_dir, api) as control:
         made = run_command(control, "period.close", body, operation_id)
     print_json(made) if as_json else print_fields(made)
+
+
+@app.command()
+def export(
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")],
+    form: Annotated[Format, typer.Option("--format", help="beancount, csv or parquet.")] = "beancount",
+    since: Annotated[str | None, typer.Option(help="First day of posting, such as 2026-01-01.")] = None,
+    before: Annotated[str | None, typer.Option(help="First day that is left out.")] = None,
+    zone: Annotated[str, typer.Option(help="IANA time zone of those days.")] = "UTC",
+    tenant: Annotated[str | None, typer.Option(help="Only this tenant's transactions.")] = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """Write all entries to a file for other tools. Reads the ledger itself: on the machine of the data directory."""
+    selection = Selection(
+        since_ns=parse_day_ns("--since", since, zone) or 0,
+        until_ns=parse_day_ns("--before", before, zone) or 2**63 - 1,
+        tenant=tenant,
+    )
+    try:
+        db = open_ledger_reader(data_dir)
+        try:
+            count = write_export(db, selection, form, out)
+        finally:
+            db.close()
+    except (LedgerError, OSError, sqlite3.Error) as error:
+        fail(f"{out}: {error}")
+    typer.echo(f"{count} entries written to {out}")
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""Exports of the ledger for accountants' tools; see `docs/money.md`."""

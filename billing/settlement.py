@@ -59,12 +59,16 @@ class RunLine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """One rating of a month over its `ok_calls`. `list_nanos` is what they cost at list prices."""
+    """One rating of a month over its `ok_calls`. `list_nanos` is what they cost at list prices.
+
+    `last_event_id`: the newest posted event then, whosever it is; what is newer came in later.
+    """
 
     tenant: str
     start_ns: int
     end_ns: int
     n: int
+    last_event_id: int
     ok_calls: int
     list_nanos: int
     net_nanos: int
@@ -85,6 +89,7 @@ def settle(journal: Journal, body: Settle, now_ns: int) -> Any:
         start_ns=body.start_ns,
         end_ns=body.end_ns,
         n=0 if previous is None else previous.n + 1,
+        last_event_id=_last_event_id(journal.db),
         ok_calls=sum(one.ok_calls for one in usage),
         list_nanos=list_nanos,
         net_nanos=list_nanos + sum(line.amount_nanos for line in lines),
@@ -126,11 +131,28 @@ def late_runs(db: sqlite3.Connection, tenant: str, until_ns: int, *, limit: int)
     for (start_ns,) in reversed(rows):
         run = find_run(db, tenant, start_ns)
         assert run is not None
+        if not _has_newer(db, run):
+            continue
         usage = month_usage(db, tenant, run.start_ns, run.end_ns)
         now = (sum(one.ok_calls for one in usage), sum(one.charge_nanos for one in usage))
         if now != (run.ok_calls, run.list_nanos):
             late.append(run)
     return late
+
+
+def _has_newer(db: sqlite3.Connection, run: Run) -> bool:
+    """Whether a batch of the tenant's usage posted since reaches into the month: a look at batches, not at calls."""
+    row = db.execute(
+        "SELECT 1 FROM journal_tx x JOIN tenant t USING (tenant_id) WHERE t.name = ? AND x.kind = 'usage'"
+        " AND x.first_event_id > ? AND x.t_max_ns >= ? AND x.t_min_ns < ? LIMIT 1",
+        (run.tenant, run.last_event_id, run.start_ns, run.end_ns),
+    ).fetchone()
+    return row is not None
+
+
+def _last_event_id(db: sqlite3.Connection) -> int:
+    (event_id,) = db.execute("SELECT COALESCE(MAX(event_id), 0) FROM usage_event").fetchone()
+    return int(event_id)
 
 
 def rated_until(db: sqlite3.Connection, tenant: str, start_ns: int, before_ns: int) -> int:

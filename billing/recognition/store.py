@@ -48,7 +48,8 @@ def open_contracts(db: sqlite3.Connection, tenant: str) -> list[OpenContract]:
     rows = db.execute(
         "SELECT contract_id, tenant, currency, amount_nanos, start_ns, end_ns, recognised FROM ("
         " SELECT c.*, COALESCE((SELECT SUM(r.amount_nanos) FROM recognition r WHERE r.contract_id = c.contract_id), 0)"
-        " AS recognised FROM contract c WHERE tenant = ?) WHERE recognised <> amount_nanos ORDER BY contract_id",
+        " AS recognised FROM contract c WHERE tenant = ?) AS sums"
+        " WHERE recognised <> amount_nanos ORDER BY contract_id",
         (tenant,),
     )
     return [OpenContract(row[0], row[1], row[2], Contract(*row[3:6]), row[6]) for row in rows]

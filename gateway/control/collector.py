@@ -59,7 +59,7 @@ class Collector:
     def run_once(self, now_ns: int) -> int:
         """Carry out what is due; how many steps were taken. A provider that is down is tried again next round."""
         taken = 0
-        for name in self._money.read(lambda db: _open_documents(db, now_ns)):
+        for name in self._money.read(lambda db: open_documents(db, now_ns)):
             try:
                 taken += self._work_on(name, now_ns)
             except ControlError as error:
@@ -166,7 +166,7 @@ def _finish(provider: PaymentProvider, charge: Charge, *, is_old: bool) -> dict[
     return {"outcome": "declined", "code": result.code, "is_final": result.is_final}
 
 
-def _open_documents(db: sqlite3.Connection, now_ns: int) -> list[str]:
+def open_documents(db: sqlite3.Connection, now_ns: int) -> list[str]:
     """Invoices past their due date that still have something due, the longest due first."""
     return [document_id for (document_id,) in db.execute(_OPEN, (now_ns,))]
 

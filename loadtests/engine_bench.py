@@ -143,7 +143,7 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         "# The engine's bench",
         "",
         f"{document['date_utc']}, commit `{str(git['commit'])[:12]}`, `{document['command']}`. "
-        f"{machine.get('cpus')} × {machine.get('cpu')}. "
+        f"{machine['cores']} × {machine['cpu']}, load average before {machine['load_average_before'][0]:.1f}. "
         "Server on one core, load on another; rounds alternate, medians.",
         "",
         "| what | `ratios` key | value | target |  |",

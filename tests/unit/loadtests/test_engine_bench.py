@@ -16,7 +16,7 @@ FACTS = {
     "date_utc": "2026-11-24T00:00:00Z",
     "git": {"commit": "0123456789abcdef"},
     "command": "python -m loadtests.engine_bench",
-    "machine": {"cpus": 2, "cpu": "some CPU"},
+    "machine": {"cores": 2, "cpu": "some CPU", "load_average_before": [0.5, 0.4, 0.3]},
 }
 
 
@@ -69,6 +69,7 @@ def test_a_missed_target_is_shown_as_failed() -> None:
     slow = results()
     slow.mlp = mlp(sample("tollway", 300), sample("triton", 100))
     text = as_markdown(build_engine_document(FACTS, slow))
+    assert "2 × some CPU, load average before 0.5." in text
     assert "| `mlp_vs_triton` | 3.000 | ≤ 1 | **fail** |" in text
     assert "| `mlp_vs_litserve` | – (is not installed) |" in text
     assert "| `ocr_vs_source` | – (needs an environment with the source package) |" in text

@@ -15,6 +15,7 @@ from tritonclient.grpc import model_config_pb2
 from model_repo.ensembles import EnsembleStep, check_flow
 from model_repo.errors import ConfigError
 from model_repo.scheduling import DynamicBatching, QueuePolicy, bounded, read_batching, read_queue
+from model_repo.sequences import SequenceBatching, read_sequences
 from model_repo.settings_used import check_settings_used
 
 Platform = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "python", "ensemble"]
@@ -119,6 +120,7 @@ class ModelConfig:
     queue: QueuePolicy
     instances: int
     is_decoupled: bool
+    sequences: SequenceBatching | None
     steps: tuple[EnsembleStep, ...]
     warmups: tuple[Warmup, ...]
     versions: VersionPolicy
@@ -180,6 +182,7 @@ def check_config(message: Any) -> ModelConfig:
         queue=read_queue(message.dynamic_batching.default_queue_policy),
         instances=_instances(message, platform),
         is_decoupled=_is_decoupled(message, platform),
+        sequences=_sequences(message, rows_max, platform),
         steps=steps,
         warmups=tuple(_warmup(sample, rows_max, inputs) for sample in message.model_warmup),
         versions=_versions(message.version_policy),
@@ -293,6 +296,19 @@ def _instances(message: Any, platform: Platform) -> int:
             raise ConfigError(f"instance_group.kind: {kind} is not served here; use KIND_CPU")
         total += bounded("instance_group.count", group.count or 1, 1, _INSTANCES_MAX)
     return bounded("instance_group.count (all groups)", total, 0, _INSTANCES_MAX)
+
+
+def _sequences(message: Any, rows_max: int, platform: Platform) -> SequenceBatching | None:
+    sequences = read_sequences(message, rows_max, datatype_name)
+    if sequences is None:
+        return None
+    if platform == "ensemble" or message.model_transaction_policy.decoupled:
+        raise ConfigError("sequence_batching: an ensemble, or a decoupled model, serves no sequences")
+    if platform == "python" and _instances(message, platform) > 1:
+        raise ConfigError("sequence_batching: a Python model with sequences has one instance, which knows them all")
+    if message.model_warmup:
+        raise ConfigError("model_warmup: has no effect on a model with sequence_batching; it is run on zeros at load")
+    return sequences
 
 
 def _is_decoupled(message: Any, platform: Platform) -> bool:

@@ -26,6 +26,7 @@ _USED: Final[dict[str, frozenset[str]]] = {
             "parameters",
             "default_model_filename",
             "model_transaction_policy",
+            "sequence_batching",
         }
     ),
     "ModelInput": frozenset({"name", "data_type", "dims", "reshape", "optional"}),
@@ -44,6 +45,12 @@ _USED: Final[dict[str, frozenset[str]]] = {
         {"timeout_action", "default_timeout_microseconds", "allow_timeout_override", "max_queue_size"}
     ),
     "ModelInstanceGroup": frozenset({"name", "kind", "count"}),
+    "ModelSequenceBatching": frozenset(
+        {"max_sequence_idle_microseconds", "control_input", "state", "direct", "oldest"}
+    ),
+    "StrategyDirect": frozenset({"max_queue_delay_microseconds"}),
+    "StrategyOldest": frozenset({"max_candidate_sequences", "preferred_batch_size", "max_queue_delay_microseconds"}),
+    "State": frozenset({"input_name", "output_name", "data_type", "dims", "initial_state"}),
     "ModelEnsembling": frozenset({"step"}),
     "Step": frozenset({"model_name", "model_version", "input_map", "output_map"}),
 }

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,7 @@ from gateway.engine.queue_limits import QUEUE_REQUESTS_MAX, Levels, QueueLimits
 from gateway.engine.residency import ResidentModel, ResidentPlace
 from gateway.engine.runner import Runner, TensorRunner
 from gateway.engine.runtimes import FileRuntime, load_runtime
+from gateway.engine.sequence import SequenceScheduler, initial_states, inner_config_of
 from gateway.engine.statistics import Statistics
 from gateway.engine.tensors import Array
 from gateway.engine.warmup import measure_short_rows, run_warmups, warmup_sample
@@ -76,6 +77,39 @@ class Loaded:
         if self.ensemble is not None:
             count += self.ensemble.open_works
         return count
+
+
+async def load_sequence_version(source: Source, host: Host) -> Loaded:
+    """A model whose requests belong to sequences: it sees controls and states beside a caller's tensors.
+
+    Raises:
+        RepositoryError: as for any model, or an initial state does not fit.
+    """
+    config, sequences = source.config, source.config.sequences
+    assert sequences is not None
+    try:
+        initial = await host.loop.run_in_executor(host.pool, initial_states, config, source.folder)
+    except TollwayError as error:
+        raise RepositoryError(f"sequence_batching: {error.message}") from error
+    inner_config = inner_config_of(config)
+    inner = replace(source, config=inner_config, interface=Interface(inner_config))
+    load = load_python_version if config.platform == "python" else load_file_version
+    loaded = await load(inner, host)
+    scheduler = SequenceScheduler(
+        source.interface,
+        sequences,
+        initial,
+        loaded.servable,
+        slots=sequences.slots * max(config.instances, 1),
+        loop=host.loop,
+        clock=host.clock,
+    )
+
+    async def close() -> None:
+        scheduler.close()
+        await loaded.close()
+
+    return replace(loaded, servable=scheduler, close=close)
 
 
 async def load_file_version(source: Source, host: Host) -> Loaded:

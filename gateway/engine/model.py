@@ -17,6 +17,7 @@ from gateway.engine.loading import (
     load_ensemble_version,
     load_file_version,
     load_python_version,
+    load_sequence_version,
 )
 from gateway.engine.statistics import Statistics
 from gateway.engine.work import Servable
@@ -49,6 +50,7 @@ class ModelVersion:
         self.interface = Interface(config)
         #: Whether its works need what their requests say beside their tensors; an ensemble hands it to its steps.
         self.reads_context = config.platform in ("python", "ensemble") or has_ranks(config)
+        self.reads_context = self.reads_context or config.sequences is not None
         self.statistics = Statistics()
         #: What each protocol writes replies with; they go with the version.
         self.rest_writer: Any = None
@@ -145,6 +147,8 @@ class ModelVersion:
         self.state = State.READY
 
     async def _load(self, host: Host, find_step: Callable[[EnsembleStep], "ModelVersion"]) -> Loaded:
+        if self.config.sequences is not None:
+            return await load_sequence_version(self._source, host)
         if self.config.platform == "python":
             return await load_python_version(self._source, host)
         if self.config.platform != "ensemble":

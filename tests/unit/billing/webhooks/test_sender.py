@@ -96,7 +96,8 @@ def test_who_does_not_answer_is_cut_at_the_deadline(monkeypatch: pytest.MonkeyPa
         assert sender.post(target, {}, b"{}").detail == "timed out"
 
 
-def test_a_server_without_tls_does_not_get_the_body() -> None:
+def test_a_server_without_tls_does_not_get_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "CONNECT_S", 0.2)
     with server(b"HTTP/1.1 200 OK\r\n\r\n") as (target, seen):
         result = sender.post(target._replace(scheme="https"), {}, b'{"secret":1}')
     assert result.status == 0

@@ -69,8 +69,9 @@ def test_without_engine_calls_get_503_and_ready_says_so_until_it_is_back(tollway
     assert _is_retryable(refused, "backend_unavailable"), refused.text
     assert not tollway.is_serving()
     assert tollway.is_live(), "an engine that died is no reason to restart the gateway"
-    tollway.wait(tollway.is_serving, "the engine's return")
-    assert tollway.infer(key).status_code == 200
+    # Ready means that some model is: the one that is asked may come a moment later.
+    tollway.wait(lambda: tollway.infer(key).status_code == 200, "the model's return")
+    assert tollway.is_serving()
     tollway.wait_until_posted()
     status = tollway.meter_status()
     assert status is not None

@@ -18,6 +18,7 @@ GROUPS: Final = {
     "finance": ("gateway.commands.finance", "Deferred revenue, ageing, margin."),
     "invoices": ("gateway.commands.invoices", "Drafts, invoices, credit notes, payments and refunds."),
     "ledger": ("gateway.commands.ledger", "Trial balance and entries of the revenue ledger."),
+    "receipts": ("gateway.commands.receipts", "Signed proofs that calls are in the books."),
     "admin": ("gateway.commands.admin", "The admin token."),
 }
 VERBS: Final = {

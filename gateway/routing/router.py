@@ -100,11 +100,21 @@ class Router:
         return endpoint
 
     def any_endpoint(self, *, is_grpc: bool, model: str = "") -> Endpoint | Refusal:
-        """For calls about the server, or a model that need not be served yet: the first that is up and may have it."""
-        for endpoint in self.endpoints:
-            has_way = (endpoint.grpc if is_grpc else endpoint.http) is not None
-            if endpoint.is_up and has_way and (not model or endpoint.matches(model)):
-                return endpoint
+        """For calls about the server: the first that is up; or about a model that need not be served yet: of those
+        that may have it, one that lists it, else one that is there for it by name, else the first.
+        """
+        fits = [
+            endpoint
+            for endpoint in self.endpoints
+            if endpoint.is_up
+            and (endpoint.grpc if is_grpc else endpoint.http) is not None
+            and (not model or endpoint.matches(model))
+        ]
+        if model:
+            # Sorting keeps the order of equals.
+            fits.sort(key=lambda endpoint: (model not in (endpoint.catalogue or ()), endpoint.models is None))
+        if fits:
+            return fits[0]
         return Refusal(code=Code.BACKEND_UNAVAILABLE, message="no backend is available now", retry_after_ms=_RETRY_MS)
 
     @property

@@ -2,15 +2,20 @@
 
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+PYSTUB = Path(__file__).parents[3] / "gateway" / "engine" / "pystub"
+
 
 def load_step(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The module of step `name`, fresh, with the engine's `triton_python_backend_utils`."""
+    # In a step's process the stub's folder is on the path; what lies there imports its neighbours by plain names.
+    monkeypatch.syspath_prepend(str(PYSTUB))
     stub = importlib.import_module("gateway.engine.pystub.triton_python_backend_utils")
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", stub)
     full_name = f"model_repo.showcases.steps.{name}"

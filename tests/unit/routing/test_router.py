@@ -142,6 +142,20 @@ def test_calls_about_the_server_go_to_the_first_that_is_up(is_grpc: bool) -> Non
     assert nobody.code is Code.BACKEND_UNAVAILABLE
 
 
+def test_a_change_of_a_model_goes_to_who_has_it_or_is_there_for_it() -> None:
+    catch_all = endpoint("all", {"m": READY})
+    named = endpoint("named", {"late": {"1": False}}, models=("late", "new"))
+    router = Router([catch_all, named])
+    for model, name in (("m", "all"), ("late", "named"), ("new", "named"), ("other", "all")):
+        found = router.any_endpoint(is_grpc=False, model=model)
+        assert isinstance(found, Endpoint)
+        assert found.name == name
+    named.is_up = False
+    found = router.any_endpoint(is_grpc=False, model="new")
+    assert isinstance(found, Endpoint)
+    assert found.name == "all"
+
+
 def test_ready_means_that_something_can_be_served() -> None:
     assert not Router([]).is_ready
     assert not Router([endpoint(catalogue=None, is_up=False)]).is_ready

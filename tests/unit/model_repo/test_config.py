@@ -5,8 +5,8 @@ import re
 import pytest
 
 from model_repo.config import VersionPolicy, format_config, parse_config
-from model_repo.scheduling import DynamicBatching, QueuePolicy
 from model_repo.errors import ConfigError
+from model_repo.scheduling import DynamicBatching, QueuePolicy
 
 BASE = """
 platform: "onnxruntime_onnx"

@@ -23,7 +23,7 @@ OnPump = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class MeterSocket:
-    """Serves `status`, `flush`, `counts`, `add_prices`, `money`; a connection's answers come in its questions' order."""
+    """Serves `status`, `flush`, `counts`, `add_prices`, `money`; a connection's answers come in order."""
 
     def __init__(
         self, pump: Pump, add_prices: Callable[[PriceBook], None], on_pump: OnPump, desk: Desk | None = None

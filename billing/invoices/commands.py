@@ -15,7 +15,8 @@ from billing.invoices.document import Cut, Document, LineKind
 from billing.invoices.life import Step, StepKind, check_step
 from billing.invoices.period import NS_PER_S, floor_s
 from billing.ledger.journal import Journal
-from billing.ledger.rules import Line
+from billing.ledger.rules import Line, receivable
+from billing.ledger.views import balance_of
 from billing.money import from_minor
 from billing.recognition.schedule import Contract
 from billing.recognition.store import add_contract, add_contracts, line_deferred_nanos
@@ -235,6 +236,11 @@ def finalize_draft(journal: Journal, made: Document, now_ns: int) -> Document:
     store.put_cut(db, final.tenant, final.cut, final.document_id)
     store.drop_draft(db, made.document_id)
     tx_id = journal.post(postings.TX_INVOICE, final.tenant, now_ns, postings.invoice_lines(final))
+    if balance_of(db, receivable(final.tenant), final.currency) < 0:
+        # Some of the usage was paid for otherwise (prepaid): billing it would bill it twice.
+        raise InvoiceError(
+            "unbilled_short", f"{final.tenant!r} has less unbilled usage in the ledger than on the draft"
+        )
     add_contracts(db, final, now_ns)
     store.add_step(db, final.document_id, Step("finalized", now_ns, 0, tx_id, "", ""))
     store.add_event(db, final.tenant, "invoice.finalized", _brief(final), now_ns)

@@ -227,7 +227,7 @@ def state_in(db: sqlite3.Connection, document: Document) -> State:
 def list_invoices(
     db: sqlite3.Connection, *, tenant: str | None = None, after: str = "", limit: int = 100
 ) -> list[InvoiceRow]:
-    """Documents in the order of their ids, which is that of their making."""
+    """Documents in the order of their ids, which is that of their making, to the millisecond."""
     columns = "document_id, number, kind, tenant, currency, total_minor, issued_ns, due_ns, start_ns, end_ns, corrects"
     where = "document_id > ?" + ("" if tenant is None else " AND tenant = ?")
     values = [after, *([] if tenant is None else [tenant]), min(limit, PAGE_MAX)]

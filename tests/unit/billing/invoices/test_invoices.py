@@ -10,6 +10,7 @@ from billing.invoices.assemble import InvoiceError, usage_lines
 from billing.invoices.document import digest_of, encode_document
 from billing.invoices.schema import ensure_schema
 from billing.ledger.port import LedgerError
+from billing.ledger.rules import Line
 from billing.money import from_minor
 from billing.usage import UsageRow
 from tests.unit.billing.invoices.office import ACCOUNT, DAY_NS, MONTH_END_NS, NS_PER_S, Office, open_office
@@ -143,6 +144,15 @@ def test_a_draft_has_no_number_can_be_dropped_and_goes_stale(office: Office) -> 
     stale = office.do("invoice.draft", body)
     office.bill()
     assert refused(office, "invoice.finalize", {"document": stale["document_id"]}) == "draft_stale"
+
+
+def test_usage_that_was_paid_otherwise_is_not_billed_again(office: Office) -> None:
+    office.post_usage(1_000)
+    moved = [Line("contract_liability:prepaid:acme", "USD", 1, 0), Line("unbilled_receivable:acme", "USD", -1, 0)]
+    with office.ledger.journal() as journal:
+        journal.post("settlement", "acme", office.now_ns, moved)
+    assert refused(office, "invoice.bill", {"tenant": "acme", "until_ns": MONTH_END_NS}) == "unbilled_short"
+    assert office.events() == []
 
 
 def test_a_draft_is_finalized_as_it_was_shown(office: Office) -> None:

@@ -41,7 +41,9 @@ def cramped() -> Iterator[Tollway]:
         if tollway.process is not None and tollway.process.poll() is None:
             tollway.kill_supervisor()
         if mounted.returncode == 0:
-            subprocess.run(["umount", str(usage)], check=True)
+            # The last threads of a killed process may hold files for a moment longer than its first one.
+            unmount = ["umount", str(usage)]
+            tollway.wait(lambda: subprocess.run(unmount, capture_output=True, check=False).returncode == 0, "umount")
         tollway.close()
 
 

@@ -120,6 +120,7 @@ class ModelConfig:
     queue: QueuePolicy
     instances: int
     is_decoupled: bool
+    is_cached: bool
     sequences: SequenceBatching | None
     steps: tuple[EnsembleStep, ...]
     warmups: tuple[Warmup, ...]
@@ -182,6 +183,7 @@ def check_config(message: Any) -> ModelConfig:
         queue=read_queue(message.dynamic_batching.default_queue_policy),
         instances=_instances(message, platform),
         is_decoupled=_is_decoupled(message, platform),
+        is_cached=_is_cached(message, platform),
         sequences=_sequences(message, rows_max, platform),
         steps=steps,
         warmups=tuple(_warmup(sample, rows_max, inputs) for sample in message.model_warmup),
@@ -316,6 +318,15 @@ def _is_decoupled(message: Any, platform: Platform) -> bool:
     if is_decoupled and platform != "python":
         raise ConfigError("model_transaction_policy.decoupled: only a Python model can send many responses")
     return is_decoupled
+
+
+def _is_cached(message: Any, platform: Platform) -> bool:
+    is_cached = bool(message.response_cache.enable)
+    if is_cached and message.HasField("sequence_batching"):
+        raise ConfigError("response_cache: a sequence's answers depend on what came before")
+    if is_cached and platform in ("python", "ensemble"):
+        raise ConfigError("response_cache: only for a model in a file; what a program answers may change")
+    return is_cached
 
 
 def _steps(message: Any, platform: Platform) -> tuple[EnsembleStep, ...]:

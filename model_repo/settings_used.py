@@ -26,6 +26,7 @@ _USED: Final[dict[str, frozenset[str]]] = {
             "parameters",
             "default_model_filename",
             "model_transaction_policy",
+            "response_cache",
             "sequence_batching",
         }
     ),

@@ -20,6 +20,7 @@ from gateway.engine.python_model import PythonModel
 from gateway.engine.python_process import PythonLimits, PythonProcess
 from gateway.engine.queue_limits import QUEUE_REQUESTS_MAX, Levels, QueueLimits
 from gateway.engine.residency import ResidentModel, ResidentPlace
+from gateway.engine.response_cache import ResponseCache
 from gateway.engine.runner import Runner, TensorRunner
 from gateway.engine.runtimes import FileRuntime, load_runtime
 from gateway.engine.sequence import SequenceScheduler, initial_states, inner_config_of
@@ -146,7 +147,8 @@ async def load_file_version(source: Source, host: Host) -> Loaded:
     batcher = _batcher(source, runner, place, host)
     load_ms = (host.clock.monotonic_ns() - begun_ns) // 1_000_000
     _LOG.info("model_ready model=%s load_ms=%d runtime=%s", config.name, load_ms, runtime.description)
-    return Loaded(servable=batcher, batcher=batcher, close=close, description=runtime.description)
+    servable: Servable = ResponseCache(batcher, source.statistics, host.clock) if config.is_cached else batcher
+    return Loaded(servable=servable, batcher=batcher, close=close, description=runtime.description)
 
 
 def _resident(

@@ -11,6 +11,10 @@ class Statistics:
 
     __slots__ = (
         "_batches",
+        "cache_hit_count",
+        "cache_hit_ns",
+        "cache_miss_count",
+        "cache_miss_ns",
         "executions",
         "fail_count",
         "fail_ns",
@@ -36,6 +40,10 @@ class Statistics:
         self.rows = 0
         self.executions = 0
         self.last_wall_ms = 0
+        self.cache_hit_count = 0
+        self.cache_hit_ns = 0
+        self.cache_miss_count = 0
+        self.cache_miss_ns = 0
         #: rows in a batch → [count, input ns, infer ns, output ns]
         self._batches: dict[int, list[int]] = {}
 
@@ -59,6 +67,19 @@ class Statistics:
             rows = max(self._batches)
         return self._batches.setdefault(rows, [0, 0, 0, 0])
 
+    def on_cache_hit(self, rows: int, lookup_ns: int, wall_ms: int) -> None:
+        """An inference that nothing ran for: it counts as one, and as a success, but as no execution."""
+        self.cache_hit_count += 1
+        self.cache_hit_ns += lookup_ns
+        self.rows += rows
+        self.success_count += 1
+        self.success_ns += lookup_ns
+        self.last_wall_ms = wall_ms
+
+    def on_cache_miss(self, lookup_ns: int) -> None:
+        self.cache_miss_count += 1
+        self.cache_miss_ns += lookup_ns
+
     def on_success(self, total_ns: int, queue_ns: int) -> None:
         self.success_count += 1
         self.success_ns += total_ns
@@ -71,6 +92,7 @@ class Statistics:
     def as_json(self, name: str, version: str) -> dict[str, Any]:
         """One element of `model_stats`, with the field names of Triton's ModelStatistics message."""
         count = self.success_count
+        ran = count - self.cache_hit_count
         return {
             "name": name,
             "version": version,
@@ -80,12 +102,12 @@ class Statistics:
             "inference_stats": {
                 "success": _duration(count, self.success_ns),
                 "fail": _duration(self.fail_count, self.fail_ns),
-                "queue": _duration(count, self.queue_ns),
-                "compute_input": _duration(count, self.input_ns),
-                "compute_infer": _duration(count, self.infer_ns),
-                "compute_output": _duration(count, self.output_ns),
-                "cache_hit": _duration(0, 0),
-                "cache_miss": _duration(0, 0),
+                "queue": _duration(ran, self.queue_ns),
+                "compute_input": _duration(ran, self.input_ns),
+                "compute_infer": _duration(ran, self.infer_ns),
+                "compute_output": _duration(ran, self.output_ns),
+                "cache_hit": _duration(self.cache_hit_count, self.cache_hit_ns),
+                "cache_miss": _duration(self.cache_miss_count, self.cache_miss_ns),
             },
             "batch_stats": [
                 {

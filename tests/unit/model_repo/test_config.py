@@ -120,7 +120,6 @@ def test_warmup_samples() -> None:
     [
         ("sequence_batching { iterative_sequence: true }", "sequence_batching.iterative_sequence"),
         ("sequence_batching { direct { minimum_slot_utilization: 1 } }", "sequence_batching.direct.minimum_slot_.*"),
-        ("response_cache { enable: true }", "response_cache"),
         ("optimization { graph { level: 1 } }", "optimization"),
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),

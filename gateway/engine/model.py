@@ -48,6 +48,8 @@ class ModelVersion:
         self.version = str(number)
         self.config = config
         self.interface = Interface(config)
+        #: Whether one request may have any number of responses.
+        self.is_decoupled = config.is_decoupled
         #: Whether its works need what their requests say beside their tensors; an ensemble hands it to its steps.
         self.reads_context = config.platform in ("python", "ensemble") or has_ranks(config)
         self.reads_context = self.reads_context or config.sequences is not None
@@ -101,11 +103,6 @@ class ModelVersion:
         """It cannot be served."""
         self.reason = reason
         self.state = State.UNAVAILABLE
-
-    @property
-    def is_decoupled(self) -> bool:
-        """Whether one request may have any number of responses."""
-        return self.config.is_decoupled
 
     @property
     def runtime(self) -> str:

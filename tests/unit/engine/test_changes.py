@@ -448,3 +448,40 @@ def test_a_model_without_configuration_is_completed_from_its_file(tmp_path: Path
         assert "config.pbtxt" in row["reason"]
 
     run_engine(tmp_path, test=test)
+
+
+def test_a_stop_ends_a_load_that_is_under_way(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    repository = tmp_path / "repository"
+    write_identity(repository, "m", "FP32", (2,))
+    begun: list[FakeExchange] = []
+
+    async def test(engine: EngineUnderTest) -> None:
+        write_python(repository, "stuck", python_step("y = x", f"open({str(gate)!r}).read()"))
+        begun.append(engine.begin("POST", "/v2/repository/models/stuck/load"))
+        # Its process waits at the other end.
+        writer = await asyncio.to_thread(open, gate, "w")
+        assert not begun[0].replies
+        assert ("stuck", "1") not in await states(engine)
+        await engine.registry.unload()
+        await asyncio.wait_for(begun[0].replied.wait(), 30)
+        writer.close()
+
+    run_engine(repository, test=test)
+    assert (begun[0].status, begun[0].json()["code"]) == (503, "shutting_down")
+
+
+def test_a_caller_that_leaves_does_not_stop_a_load(tmp_path: Path) -> None:
+    write_identity(tmp_path, "m", "FP32", (2,))
+
+    async def test(engine: EngineUnderTest) -> None:
+        write_identity(tmp_path, "late", "FP32", (2,))
+        exchange = engine.begin("POST", "/v2/repository/models/late/load")
+        engine.engine.on_abort(exchange)
+        # The next change waits for it.
+        assert (await load(engine, "m")).status == 200
+        assert (await engine.infer("late", X)).status == 200
+        assert not exchange.replies
+
+    run_engine(tmp_path, test=test)

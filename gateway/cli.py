@@ -29,6 +29,7 @@ VERBS: Final = {
     "call": ("gateway.commands.call", "Call a model with an image, text, a file or JSON."),
     "usage": ("gateway.commands.usage", "Calls, rows and charges by day, model, key or tenant."),
     "rerate": ("gateway.commands.rerate", "Price recorded calls again and show the differences; posts nothing."),
+    "verify-bill": ("gateway.commands.verify_bill", "Check an invoice against its proof, offline."),
     "reconcile": ("gateway.commands.reconcile", "Prove answered = recorded = posted; exit 1 if not."),
 }
 
@@ -46,7 +47,7 @@ def build_app(wanted: str | None) -> typer.Typer:
             app.add_typer(importlib.import_module(module).app, name=name, help=text)
     for name, (module, text) in VERBS.items():
         if wanted in (None, name):
-            app.command(name, help=text)(getattr(importlib.import_module(module), name))
+            app.command(name, help=text)(getattr(importlib.import_module(module), name.replace("-", "_")))
     return app
 
 

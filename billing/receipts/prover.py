@@ -18,7 +18,9 @@ from billing.receipts.keys import Signer
 from billing.receipts.receipt import Head, Receipt, head_message, transaction_leaf
 
 
-class _Transaction(NamedTuple):
+class UsageTransaction(NamedTuple):
+    """A usage transaction as its tenant's tree sees it."""
+
     tx_id: int
     first_event_id: int
     event_count: int
@@ -39,7 +41,7 @@ def make_receipt(db: sqlite3.Connection, tenant: str, call_id: bytes, signer: Si
     event = next((one for one in find_events(db, call_id) if one.served.tenant == tenant), None)
     if event is None:
         return None
-    transactions = _transactions(db, tenant)
+    transactions = tenant_transactions(db, tenant)
     tx_index = next(index for index, one in enumerate(transactions) if one.tx_id == event.tx_id)
     tx = transactions[tx_index]
     if tx.leaf_version != LEAF_VERSION:
@@ -65,9 +67,14 @@ def make_receipt(db: sqlite3.Connection, tenant: str, call_id: bytes, signer: Si
     )
 
 
+def head_of(tenant: str, transactions: Sequence[UsageTransaction], signer: Signer, now_ns: int) -> Head:
+    """A signed head over `transactions`."""
+    return _head(tenant, _leaves(transactions), signer, now_ns)
+
+
 def tenant_leaves(db: sqlite3.Connection, tenant: str) -> list[bytes]:
     """The leaf hashes of the tenant's tree, oldest first: a head of size n is over the first n of them."""
-    return _leaves(_transactions(db, tenant))
+    return _leaves(tenant_transactions(db, tenant))
 
 
 def _head(tenant: str, leaves: Sequence[bytes], signer: Signer, now_ns: int) -> Head:
@@ -76,12 +83,13 @@ def _head(tenant: str, leaves: Sequence[bytes], signer: Signer, now_ns: int) -> 
     return Head(tenant=tenant, size=head.size, root=head.root, at_ns=now_ns, key_id=signer.key_id, signature=signature)
 
 
-def _transactions(db: sqlite3.Connection, tenant: str) -> list[_Transaction]:
+def tenant_transactions(db: sqlite3.Connection, tenant: str) -> list[UsageTransaction]:
+    """The tenant's usage transactions, oldest first."""
     rows = db.execute(_SELECT, (tenant, TX_USAGE))
-    return [_Transaction._make((*row[:4], bytes(row[4]))) for row in rows]
+    return [UsageTransaction._make((*row[:4], bytes(row[4]))) for row in rows]
 
 
-def _leaves(transactions: Sequence[_Transaction]) -> list[bytes]:
+def _leaves(transactions: Sequence[UsageTransaction]) -> list[bytes]:
     return [transaction_leaf(one.tx_id, one.event_count, one.leaf_version, one.merkle_root) for one in transactions]
 
 

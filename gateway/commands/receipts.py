@@ -11,8 +11,11 @@ from uuid import UUID
 import msgspec
 import typer
 
+from billing.invoices.assemble import InvoiceError
+from billing.invoices.store import get_document
 from billing.ledger.opening import open_ledger_reader
 from billing.ledger.port import LedgerError
+from billing.receipts.bill import make_proof
 from billing.receipts.keys import ReceiptKeyError, key_id_of, open_signer, public_keys, rotate
 from billing.receipts.prover import make_head, make_receipt
 from billing.receipts.receipt import ReceiptError, decode_receipt, encode_receipt, verify_receipt
@@ -49,6 +52,18 @@ def show(
     if receipt is None:
         fail(f"{call_id}: tenant {tenant!r} has no such posted call")
     typer.echo(encode_receipt(receipt).decode())
+
+
+@app.command()
+def bill(
+    *,
+    invoice: Annotated[str, typer.Argument(help="Number or id of the invoice.", show_default=False)],
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+) -> None:
+    """The proof of one invoice, to give to its tenant for `tollway verify-bill`."""
+    with _reading(data_dir) as db:
+        made = make_proof(db, get_document(db, invoice), open_signer(data_dir), time.time_ns())
+    typer.echo(msgspec.json.encode(made, order="deterministic").decode())
 
 
 @app.command()
@@ -94,5 +109,5 @@ def _reading(data_dir: Path) -> Iterator[sqlite3.Connection]:
 def _translated() -> Iterator[None]:
     try:
         yield
-    except (LedgerError, ReceiptKeyError, sqlite3.Error, OSError) as error:
+    except (LedgerError, InvoiceError, ReceiptKeyError, sqlite3.Error, OSError) as error:
         fail(str(error))

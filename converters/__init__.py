@@ -1,1 +1,1 @@
-"""Framework models to optimised engines (issue D). Empty until then."""
+"""From a framework's model to optimised, verified versions in a model repository. Begin at `flow.py`."""

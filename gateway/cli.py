@@ -27,6 +27,7 @@ VERBS: Final = {
     "doctor": ("gateway.commands.doctor", "Check this machine and these settings; say what to do."),
     "demo": ("gateway.commands.demo", "Start, make real calls, show the charge and the ledger entry."),
     "call": ("gateway.commands.call", "Call a model with an image, text, a file or JSON."),
+    "convert": ("gateway.commands.convert", "Convert a model file, verified and measured, into a repository."),
     "usage": ("gateway.commands.usage", "Calls, rows and charges by day, model, key or tenant."),
     "rerate": ("gateway.commands.rerate", "Price recorded calls again and show the differences; posts nothing."),
     "verify-bill": ("gateway.commands.verify_bill", "Check an invoice against its proof, offline."),

@@ -1,0 +1,72 @@
+"""Owns `python -m converters convert`: a JSON request on standard input, JSON lines out (docs/converters.md).
+
+`child` is the same program behind its limits; it is started by the former and by nothing else.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from converters.errors import ConvertError, UsageFault
+
+
+def main() -> int:
+    verb = sys.argv[1] if len(sys.argv) == 2 else ""
+    if verb == "child":
+        from converters.child import main_child
+
+        return main_child()
+    if verb != "convert":
+        sys.stderr.write("usage: python -m converters convert < request.json\n")
+        return 2
+    return _convert()
+
+
+def _convert() -> int:
+    def emit(event: Mapping[str, Any]) -> None:
+        sys.stdout.write(json.dumps(event) + "\n")
+        sys.stdout.flush()
+
+    try:
+        emit({"ev": "result", "value": _run(json.loads(sys.stdin.buffer.read()), emit)})
+    except ConvertError as error:
+        emit(
+            {
+                "ev": "error",
+                "rule": error.rule,
+                "message": str(error),
+                "next_step": error.next_step,
+                "exit_code": error.exit_code,
+            }
+        )
+        return error.exit_code
+    return 0
+
+
+def _run(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    from converters.child import Limits
+    from converters.flow import Request, convert
+    from converters.job import Job, parse_budgets, parse_dims
+
+    try:
+        job = Job.from_json(
+            {**value["job"], "dims": parse_dims(value["dims"]), "budgets": parse_budgets(value["budgets"])}
+        )
+        request = Request(
+            source=Path(value["source"]),
+            job=job,
+            data=Path(value["data"]) if value["data"] else None,
+            repository=Path(value["repository"]),
+            cache=Path(value["cache"]),
+            out=Path(value["out"]),
+            limits=Limits(**value["limits"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise UsageFault("request", f"not a request: {error}", next_step="see docs/converters.md") from error
+    return convert(request, emit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

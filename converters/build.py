@@ -1,0 +1,279 @@
+"""Owns one conversion from a source file to a finished bundle: the steps in order. Runs in the limited child process.
+
+What it leaves in the work folder: `bundle/` (the files of a version), `config.pbtxt` (for a model called `model`),
+`report.json`, and `failures/<variant>/` with a repro for each variant that answered wrongly.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from converters.bisect import find_bad_node
+from converters.bundle import write_bundle
+from converters.engines import Engine, Feeds, open_onnx
+from converters.errors import ConvertError, VerificationFailed
+from converters.host import host_facts, tool_versions
+from converters.job import NOT_OFFERED, Job
+from converters.measure import Speed, measure
+from converters.normalise import INLINE_BYTES_MAX, load_whole, normalise, opset_of, save_model
+from converters.probe import Probe, probe_onnx
+from converters.samples import Data, make_case, read_data
+from converters.select import PLAIN, Candidate, Choice, select
+from converters.signature import Signature, read_signature
+from converters.variants import Variant, build_variant
+from converters.verify import Answers, answer_all, observe, verify
+
+BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+#: (step, how many are done, of how many)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(slots=True, kw_only=True)
+class Outcome:
+    """Of one variant asked for, filled in step by step. `status`: accepted, refused or selected."""
+
+    engine: str
+    precision: str
+    status: str = "refused"
+    reason: str = ""
+    next_step: str = ""
+    method: str = ""
+    size_bytes: int = 0
+    per_output: dict[str, Any] = field(default_factory=dict)
+    cases_judged: int = 0
+    bad_node: dict[str, Any] | None = None
+    speeds: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        return f"{self.engine}-{self.precision}"
+
+    def to_json(self) -> dict[str, Any]:
+        names = self.__dataclass_fields__
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """The model as given, its normal form, and what it answers. `whole`: ONNX graph with its weights."""
+
+    probe: Probe
+    sha256: str
+    whole: Any
+    normal: Any
+    reference: Engine
+    signature: Signature
+    answers: Answers
+    data: Data | None
+
+
+def build(job: Job, source: Path, data: Path | None, work: Path, *, sha256: str, progress: Progress) -> dict[str, Any]:
+    """Convert `source` and leave the results in `work`. Returns the report.
+
+    Raises:
+        ConvertError: the report so far is in `work/report.json` where variants had been built.
+    """
+    wanted = [(engine, precision) for engine in job.engines for precision in job.precisions]
+    total = 3 + 2 * len(wanted) + len(BATCHES)
+    read = _read_source(job, source, sha256, data, lambda step, done: progress(step, done, total))
+    outcomes: list[Outcome] = []
+    good: list[tuple[Outcome, Variant]] = []
+    for place, (engine, precision) in enumerate(wanted):
+        outcome = Outcome(engine=engine, precision=precision)
+        outcomes.append(outcome)
+        progress(f"build {outcome.key}", 3 + 2 * place, total)
+        variant = _try_build(outcome, read, work)
+        if variant is not None:
+            progress(f"verify {outcome.key}", 4 + 2 * place, total)
+            if _try_verify(outcome, variant, read, job, work):
+                good.append((outcome, variant))
+    report = _report(read, outcomes)
+    if not good:
+        _write_report(work, report)
+        first = next((one for one in outcomes if one.per_output or one.bad_node), outcomes[0])
+        text = f"no variant gives the source's results; {first.key}: {first.reason}"
+        raise VerificationFailed("no_variant", text, next_step=first.next_step)
+    done = 3 + 2 * len(wanted)
+    speeds = _measure(good, read, job, work, lambda rows, place: progress(f"measure {rows} rows", done + place, total))
+    choice = _choose(good, speeds, job)
+    report["plain"] = [speed.to_json() for speed in speeds[PLAIN]]
+    if choice.selected is None:
+        report["variants"] = [one.to_json() for one in outcomes]
+        _write_report(work, report)
+        text = "every variant was refused: " + "; ".join(f"{key}: {why}" for key, why in choice.refused.items())
+        raise VerificationFailed("not_faster", text, next_step="ask for fp32 too, or serve the source as it is")
+    chosen = next((outcome, variant) for outcome, variant in good if outcome.key == choice.selected)
+    report.update(selected=choice.selected, speedup=round(choice.speedup, 3))
+    report["variants"] = [one.to_json() for one in outcomes]
+    write_bundle(job, read, chosen, speeds=speeds[choice.selected], report=report, work=work)
+    _write_report(work, report)
+    progress("done", total, total)
+    return report
+
+
+def _read_source(job: Job, path: Path, sha256: str, data: Path | None, progress: Callable[[str, int], None]) -> Source:
+    progress("probe", 0)
+    probe = probe_onnx(path)
+    whole = load_whole(probe, path.parent)
+    progress("normalise", 1)
+    normal = normalise(whole)
+    progress("reference", 2)
+    reference = _open_reference(whole, path)
+    signature = observe(read_signature(whole), reference, job)
+    rows = None if data is None else read_data(data, signature, job.seed)
+    answers = answer_all(signature, reference, job, rows)
+    return Source(
+        probe=probe,
+        sha256=sha256,
+        whole=whole,
+        normal=normal,
+        reference=reference,
+        signature=signature,
+        answers=answers,
+        data=rows,
+    )
+
+
+def _open_reference(whole: Any, path: Path) -> Engine:
+    """The source as it is, unoptimised; from its own file where one message could not hold it."""
+    is_large = whole.ByteSize() >= INLINE_BYTES_MAX
+    return open_onnx(path if is_large else bytes(whole.SerializeToString()), is_optimised=False)
+
+
+def _try_build(outcome: Outcome, source: Source, work: Path) -> Variant | None:
+    reason = NOT_OFFERED.get((outcome.engine, outcome.precision))
+    if reason is not None:
+        outcome.reason, outcome.next_step = f"not offered: {reason}", "leave it out"
+        return None
+    is_batched = source.signature.batch_axis is not None
+    folder = work / outcome.key
+    try:
+        variant = build_variant(
+            outcome.engine, outcome.precision, source.normal, folder, source.data, batched=is_batched
+        )
+    except ConvertError as error:
+        outcome.reason, outcome.next_step = str(error), error.next_step
+        return None
+    outcome.method, outcome.size_bytes = variant.method, variant.size_bytes
+    return variant
+
+
+def _try_verify(outcome: Outcome, variant: Variant, source: Source, job: Job, work: Path) -> bool:
+    names = tuple(tensor.name for tensor in source.signature.outputs)
+    precision = outcome.precision
+    try:
+        engine = variant.open(names, job.threads)
+    except ConvertError as error:
+        outcome.reason, outcome.next_step = str(error), error.next_step
+        return False
+    verdict = verify(source.answers, engine, precision, job.budgets.get(precision, 1.0))
+    outcome.per_output, outcome.cases_judged = verdict.per_output, verdict.cases_judged
+    if not verdict.reason:
+        outcome.status = "accepted"
+        return True
+    outcome.reason = f"verification: {verdict.reason}"
+    outcome.next_step = f"look at the inner tensors, leave {precision} out, or widen --budget {precision}=FACTOR"
+    if verdict.worst is not None:
+        folder = work / "failures" / outcome.key
+        bad = find_bad_node(source.whole, variant.origin, verdict.worst.case.feeds, precision, folder)
+        if bad is not None:
+            outcome.bad_node = {"node": bad.node, "op": bad.op, "tensor": bad.tensor, "reason": bad.reason}
+            outcome.reason += f"; first wrong at node '{bad.node}' ({bad.op})"
+            if bad.repro is not None:
+                outcome.next_step = f"run failures/{outcome.key}/repro.py; " + outcome.next_step
+    return False
+
+
+def _measure(
+    good: list[tuple[Outcome, Variant]], source: Source, job: Job, work: Path, on_batch: Callable[[int, int], None]
+) -> dict[str, list[Speed]]:
+    """The verified variants and the plain source, side by side."""
+    names = tuple(tensor.name for tensor in source.signature.outputs)
+    plain = work / "plain"
+    plain.mkdir()
+    save_model(source.whole, plain / "model.onnx")
+    engines = {outcome.key: variant.open(names, job.threads) for outcome, variant in good}
+    engines[PLAIN] = open_onnx(plain / "model.onnx", threads=job.threads)
+    is_batched = source.signature.batch_axis is not None
+    batches = tuple(rows for rows in BATCHES if rows <= job.batch_rows_max) if is_batched else (0,)
+    speeds = measure(
+        engines,
+        lambda rows: _feeds_of(source, job, rows),
+        batches=batches,
+        rounds=job.rounds,
+        seed=job.seed,
+        on_batch=lambda rows: on_batch(rows, batches.index(rows)),
+    )
+    shutil.rmtree(plain)
+    for outcome, _ in good:
+        outcome.speeds = [speed.to_json() for speed in speeds[outcome.key]]
+    return speeds
+
+
+def _feeds_of(source: Source, job: Job, rows: int) -> Feeds:
+    """Inputs to measure with: the middle of the sizes that the source answers."""
+    sizes = [one.case.sizes for one in source.answers.known if one.case.kind == "normal"]
+    middle = sizes[len(sizes) // 2] if sizes else {}
+    return make_case("normal", rows, middle, source.signature, job).feeds
+
+
+def _choose(good: list[tuple[Outcome, Variant]], speeds: dict[str, list[Speed]], job: Job) -> Choice:
+    candidates = [
+        Candidate(key=one.key, engine=one.engine, precision=one.precision, speeds=speeds[one.key]) for one, _ in good
+    ]
+    choice = select(candidates, speeds[PLAIN], job.optimize)
+    for outcome, _ in good:
+        if outcome.key == choice.selected:
+            outcome.status = "selected"
+        elif outcome.key in choice.refused:
+            outcome.status, outcome.reason = "refused", choice.refused[outcome.key]
+            outcome.next_step = "nothing: another variant is better on this machine"
+    return choice
+
+
+def _report(source: Source, outcomes: list[Outcome]) -> dict[str, Any]:
+    signature = source.signature
+    return {
+        "schema": 1,
+        "source": {
+            "format": "onnx",
+            "sha256": source.sha256,
+            "opset": source.probe.opset,
+            "ir_version": source.probe.ir_version,
+            "producer": source.probe.producer,
+            "nodes": source.probe.nodes,
+        },
+        "normal": {"opset": opset_of(source.normal), "nodes": len(source.normal.graph.node)},
+        "interface": {
+            "batch": signature.batch_axis,
+            "inputs": [[one.name, one.datatype, list(one.shape)] for one in signature.inputs],
+            "outputs": [[one.name, one.datatype, list(one.shape)] for one in signature.outputs],
+        },
+        "evidence": _evidence(source),
+        "shapes_refused_by_source": list(source.answers.refused),
+        "host": host_facts(),
+        "tools": tool_versions(),
+        "variants": [one.to_json() for one in outcomes],
+        "selected": None,
+    }
+
+
+def _evidence(source: Source) -> dict[str, Any]:
+    data = source.data
+    if data is None:
+        return {"kind": "generated", "cases": len(source.answers.known)}
+    return {
+        "kind": "samples",
+        "cases": len(source.answers.known),
+        "sha256": data.sha256,
+        "rows_calibration": data.rows_calibration,
+        "rows_judged": data.rows_judged,
+        "duplicates_dropped": data.duplicates,
+    }
+
+
+def _write_report(work: Path, report: dict[str, Any]) -> None:
+    (work / "report.json").write_text(json.dumps(report, indent=2) + "\n")

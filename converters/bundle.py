@@ -1,0 +1,110 @@
+"""Owns the finished bundle: the selected variant's files, golden answers, certificate, manifest and configuration."""
+
+import shutil
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from converters.config_text import make_config
+from converters.engines import Array
+from converters.host import host_facts, isa, tool_versions
+from converters.job import Job
+from converters.measure import Speed
+from converters.select import best_batch
+from converters.variants import Variant
+from model_repo.certificate import CERTIFICATE, GOLDEN_BYTES_MAX, Certificate, Tensors, write_golden
+from model_repo.manifest import MANIFEST, Manifest, Target, describe_files
+
+if TYPE_CHECKING:
+    from converters.build import Outcome, Source
+
+#: The name in the configuration as built; publishing puts the real one in its place.
+PLACEHOLDER: Final = "model"
+_GOLDEN_KINDS: Final = ("data", "normal", "positive", "zeros")
+_GOLDEN_CASES_MAX: Final = 8
+#: Another CPU sums in another order: so much of an output's RMS may a golden answer differ there.
+_TOLERANCE: Final = {"fp32": 1e-4, "fp16": 4e-3, "int8": 5e-2}
+#: Sets whose absence changes what integer kernels compute (saturation), not only how fast.
+_INTEGER_ISA: Final = frozenset({"avx512_vnni", "avx_vnni", "i8mm", "avx2"})
+
+
+def write_bundle(
+    job: Job,
+    source: "Source",
+    chosen: "tuple[Outcome, Variant]",
+    *,
+    speeds: Sequence[Speed],
+    report: dict[str, Any],
+    work: Path,
+) -> None:
+    """Make `work/bundle` and `work/config.pbtxt` from the selected variant."""
+    outcome, variant = chosen
+    bundle = work / "bundle"
+    shutil.copytree(variant.folder, bundle)
+    golden = _write_golden(bundle, source, variant, job)
+    certificate = Certificate(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        source=report["source"],
+        tools=tool_versions(),
+        host=host_facts(),
+        variant={"engine": outcome.engine, "precision": outcome.precision, "method": outcome.method},
+        calibration=report["evidence"] if outcome.precision == "int8" else None,
+        evidence=report["evidence"]["kind"],
+        parity={"cases": outcome.cases_judged, "per_output": outcome.per_output},
+        speed={"selected": outcome.speeds, "plain": report["plain"], "speedup": report["speedup"]},
+        golden=golden,
+    )
+    (bundle / CERTIFICATE).write_bytes(certificate.to_bytes())
+    manifest = Manifest(
+        engine=outcome.engine,
+        precision=outcome.precision,
+        method=outcome.method,
+        files=describe_files(bundle),
+        target=_target(outcome.engine, outcome.precision),
+    )
+    (bundle / MANIFEST).write_bytes(manifest.to_bytes())
+    is_batched = source.signature.batch_axis is not None
+    rows_max = job.batch_rows_max if is_batched else 0
+    text = make_config(
+        PLACEHOLDER, outcome.engine, source.signature, rows_max=rows_max, rows_best=max(1, best_batch(speeds))
+    )
+    (work / "config.pbtxt").write_text(text)
+
+
+def _target(engine: str, precision: str) -> Target:
+    own = tuple(name for name in isa() if name in _INTEGER_ISA) if precision == "int8" else ()
+    return Target(
+        arch=str(host_facts()["arch"]), isa=own, runtime=engine, runtime_version=tool_versions().get(engine, "0")
+    )
+
+
+def _write_golden(bundle: Path, source: "Source", variant: Variant, job: Job) -> dict[str, Any]:
+    """Some judged inputs with the variant's own answers, as many as the limit holds; the least case always."""
+    names = tuple(tensor.name for tensor in source.signature.outputs)
+    engine = variant.open(names, job.threads)
+    cases = [one.case for one in source.answers.known if one.case.kind in _GOLDEN_KINDS]
+    cases.sort(key=lambda case: (sum(array.nbytes for array in case.feeds.values()), case.label))
+    kept: list[tuple[Tensors, Tensors]] = []
+    size, squares = 0, dict.fromkeys(names, 0.0)
+    for case in cases[:_GOLDEN_CASES_MAX]:
+        outputs = engine.run(case.feeds)
+        size += sum(array.nbytes for array in (*case.feeds.values(), *outputs.values()))
+        if size > GOLDEN_BYTES_MAX - (1 << 20):
+            break
+        kept.append((case.feeds, outputs))
+        for name in names:
+            squares[name] = max(squares[name], _rms(outputs[name]))
+    write_golden(bundle, kept)
+    share = _TOLERANCE[variant.precision]
+    tolerance = {name: share * square + 1e-6 if square else 1e-6 for name, square in squares.items()}
+    return {"cases": len(kept), "tolerance": tolerance}
+
+
+def _rms(array: Array) -> float:
+    if array.dtype.kind != "f":
+        return 0.0
+    finite = array[np.isfinite(array)].astype(np.float64)
+    return float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0

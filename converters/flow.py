@@ -1,0 +1,143 @@
+"""Owns `convert`: look at the source, find or build the bundle, publish it, write the reports. The trusted side.
+
+It reads bytes and digests; the libraries that parse models run in the child only. Steps: sniff → probe (child) → key →
+cache, or build (child) → publish → reports.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from converters.cache import cache_key, find_entry, keep_entry, locked_entry, source_digest
+from converters.child import Event, Limits, run_child
+from converters.errors import ConvertError, UnfitTarget, UsageFault
+from converters.job import Job
+from converters.report_html import render_report
+from converters.script import render_script
+from converters.sniff import sniff
+from model_repo.config import NAME
+from model_repo.errors import RepositoryError
+from model_repo.store import Published, publish
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """`out`: folder for report.json, report.html, reproduce.sh and the repros of failures."""
+
+    source: Path
+    job: Job
+    data: Path | None
+    repository: Path
+    cache: Path
+    out: Path
+    limits: Limits = field(default_factory=Limits)
+
+
+def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, Any]:
+    """Returns the report, with `published` and `is_cached`. Blocks for as long as it takes.
+
+    Raises:
+        ConvertError: nothing was published; what is known is in `out`.
+    """
+    job = request.job
+    if NAME.fullmatch(job.name) is None:
+        raise UsageFault("name", f"--name '{job.name[:140]}' must match {NAME.pattern}", next_step="choose another")
+    sniff(request.source)
+    if request.data is not None and not request.data.is_file():
+        raise UsageFault("data", f"{request.data} is not there", next_step="give an npz file")
+    request.cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="work-", dir=request.cache) as folder:
+        work = Path(folder)
+        sha256 = _probe(request, work, on_event)
+        key = cache_key(job, sha256, request.data)
+        with locked_entry(request.cache, key) as entry:
+            report = find_entry(entry)
+            is_cached = report is not None
+            if report is None:
+                report = _build(request, sha256, work, on_event)
+                keep_entry(entry, work)
+            published = _publish(request, entry)
+    report = {
+        **report,
+        "name": published.name,
+        "published": {"version": published.version, "path": str(published.path), "is_new": published.is_new},
+        "is_cached": is_cached,
+        "cache_key": key,
+    }
+    _write_reports(request, report)
+    return report
+
+
+def _probe(request: Request, work: Path, on_event: Callable[[Event], None]) -> str:
+    """Refuses what is not safe; the digest of the model and its weights."""
+    asked = {"verb": "probe", "source": str(request.source.absolute())}
+    found = run_child(asked, work, request.limits, on_event)
+    return source_digest(request.source, found["external"])
+
+
+def _build(request: Request, sha256: str, work: Path, on_event: Callable[[Event], None]) -> dict[str, Any]:
+    asked: Mapping[str, Any] = {
+        "verb": "build",
+        "source": str(request.source.absolute()),
+        "sha256": sha256,
+        "data": str(request.data.absolute()) if request.data is not None else "",
+        "job": request.job.to_json(),
+    }
+    try:
+        found = run_child(asked, work, request.limits, on_event)
+    except ConvertError as error:
+        _keep_failure(request, work, error)
+        raise
+    if (work / "failures").is_dir():
+        _copy_failures(request.out, work)
+    report: dict[str, Any] = found["report"]
+    report["sandbox_gaps"] = found["sandbox_gaps"]
+    (work / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _keep_failure(request: Request, work: Path, error: ConvertError) -> None:
+    """What is known of a conversion that failed, for its reader."""
+    path = work / "report.json"
+    report: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {"schema": 1, "variants": []}
+    report.update(
+        name=request.job.name,
+        published=None,
+        error={"rule": error.rule, "message": str(error), "next_step": error.next_step, "exit_code": error.exit_code},
+    )
+    _copy_failures(request.out, work)
+    _write_reports(request, report)
+
+
+def _copy_failures(out: Path, work: Path) -> None:
+    if (work / "failures").is_dir():
+        out.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(work / "failures", out / "failures", dirs_exist_ok=True)
+
+
+def _publish(request: Request, entry: Path) -> Published:
+    """Raises: UnfitTarget: the repository does not take it."""
+    message = model_config_pb2.ModelConfig()
+    text_format.Parse((entry / "config.pbtxt").read_text(), message)
+    message.name = request.job.name
+    try:
+        return publish(request.repository, request.job.name, entry / "bundle", text_format.MessageToString(message))
+    except RepositoryError as error:
+        raise UnfitTarget("publish", str(error), next_step="choose another --name or --repository") from error
+
+
+def _write_reports(request: Request, report: Mapping[str, Any]) -> None:
+    out = request.out
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (out / "report.html").write_text(render_report(report))
+    script = out / "reproduce.sh"
+    script.write_text(render_script(request.source.name, request.data, request.job, report))
+    script.chmod(0o755)

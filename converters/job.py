@@ -1,0 +1,107 @@
+"""Owns what a conversion is asked to do, as a checked value that travels to the child as JSON."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from converters.errors import UsageFault
+
+ENGINES: Final = ("onnxruntime", "openvino")
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+#: What an engine cannot be asked for, and why.
+NOT_OFFERED: Final[Mapping[tuple[str, str], str]] = {
+    ("openvino", "int8"): "needs NNCF, which is not part of this toolchain; onnxruntime int8 is offered",
+}
+BATCH_ROWS_MAX: Final = 256
+_DIM: Final = re.compile(r"([A-Za-z_][\w.:/-]{0,99})=(\d{1,7})(?:\.\.(\d{1,7}))?\Z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """`dims`: size range of named variable axes. `budgets`: factor on the error budget of a precision.
+
+    `threads` are those of one run, as the engine is told. `rounds` of measurement give one median.
+    """
+
+    name: str
+    engines: tuple[str, ...] = ENGINES
+    precisions: tuple[str, ...] = ("fp32", "fp16")
+    dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    optimize: str = "latency"
+    batch_rows_max: int = 32
+    threads: int = 1
+    rounds: int = 9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _known("--to", self.engines, ENGINES)
+        _known("--precision", self.precisions, PRECISIONS)
+        _known("--budget", self.budgets, PRECISIONS)
+        _known("--optimize", (self.optimize,), ("latency", "throughput"))
+        _within("--batch-max", self.batch_rows_max, 1, BATCH_ROWS_MAX)
+        _within("--threads", self.threads, 1, 64)
+        _within("--rounds", self.rounds, 3, 99)
+        for precision, factor in self.budgets.items():
+            if not 0 < factor <= 100:
+                raise UsageFault("budget", f"--budget {precision}={factor} is outside 0..100", next_step="see --help")
+        if not self.engines or not self.precisions:
+            raise UsageFault("nothing", "no engine or no precision asked for", next_step="see --help")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Job":
+        """Raises: UsageFault."""
+        tuples = {key: tuple(value[key]) for key in ("engines", "precisions") if key in value}
+        dims = {name: (int(low), int(high)) for name, (low, high) in value.get("dims", {}).items()}
+        try:
+            return cls(**{**value, **tuples, "dims": dims})
+        except TypeError as error:
+            raise UsageFault("job", f"not a conversion's job: {error}", next_step="see --help") from error
+
+    def canonical(self) -> str:
+        """Equal jobs give equal text; the name they are published under does not count."""
+        return json.dumps({**self.to_json(), "name": ""}, sort_keys=True)
+
+
+def parse_dims(texts: list[str]) -> dict[str, tuple[int, int]]:
+    """`seq=1..512` or `seq=128` each → size range by axis name.
+
+    Raises:
+        UsageFault: not of that form, or an empty range.
+    """
+    found = {}
+    for text in texts:
+        match = _DIM.match(text)
+        low, high = (int(match[2]), int(match[3] or match[2])) if match else (0, 0)
+        if match is None or not 1 <= low <= high:
+            raise UsageFault("dims", f"--dim {text!r} is not NAME=LOW..HIGH", next_step="for example --dim seq=1..512")
+        found[match[1]] = (low, high)
+    return found
+
+
+def parse_budgets(texts: list[str]) -> dict[str, float]:
+    """`fp16=2` each → factor on that precision's budget. Raises: UsageFault."""
+    found = {}
+    for text in texts:
+        name, _, factor = text.partition("=")
+        try:
+            found[name] = float(factor)
+        except ValueError as error:
+            raise UsageFault("budget", f"--budget {text!r} is not PRECISION=FACTOR", next_step="see --help") from error
+    return found
+
+
+def _known(option: str, values: Any, known: tuple[str, ...]) -> None:
+    for value in values:
+        if value not in known:
+            raise UsageFault("unknown", f"{option} {value!r} is none of {', '.join(known)}", next_step="see --help")
+
+
+def _within(option: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise UsageFault("range", f"{option} {value} is outside {low}..{high}", next_step="see --help")

@@ -1,0 +1,66 @@
+"""Owns which verified variant is published, and why each of the others is not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from converters.measure import Speed
+
+#: The plain source in ONNX Runtime, measured beside the variants.
+PLAIN: Final = "plain"
+#: A variant of less precision has to be at least so much faster than its engine's fp32.
+GAIN_MIN: Final = 1.05
+#: What is published may take at most so much of the plain source's time.
+PLAIN_SHARE_MAX: Final = 1.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    key: str
+    engine: str
+    precision: str
+    speeds: Sequence[Speed]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """`selected` None: all were refused. `refused`: key → reason. `speedup` of the selected over the plain source."""
+
+    selected: str | None
+    refused: Mapping[str, str]
+    speedup: float
+
+
+def select(candidates: Sequence[Candidate], plain: Sequence[Speed], optimize: str) -> Choice:
+    """By the least time of the smallest batch, or by the most rows per second at any batch."""
+    refused: dict[str, str] = {}
+    plain_cost = cost(plain, optimize)
+    costs = {one.key: cost(one.speeds, optimize) for one in candidates}
+    full = {one.engine: costs[one.key] for one in candidates if one.precision == "fp32"}
+    for one in candidates:
+        base = full.get(one.engine, plain_cost)
+        if one.precision != "fp32" and costs[one.key] * GAIN_MIN > base:
+            ratio = base / costs[one.key]
+            refused[one.key] = f"not faster: {ratio:.2f}x of fp32, at least {GAIN_MIN:.2f}x is asked of less precision"
+        elif costs[one.key] > plain_cost * PLAIN_SHARE_MAX:
+            share = costs[one.key] / plain_cost
+            refused[one.key] = (
+                f"slower than the plain source: {share:.2f} of its time, at most {PLAIN_SHARE_MAX} is allowed"
+            )
+    left = [one for one in candidates if one.key not in refused]
+    if not left:
+        return Choice(selected=None, refused=refused, speedup=0.0)
+    best = min(left, key=lambda one: costs[one.key])
+    return Choice(selected=best.key, refused=refused, speedup=plain_cost / costs[best.key])
+
+
+def cost(speeds: Sequence[Speed], optimize: str) -> float:
+    """Nanoseconds to compare by; less is better."""
+    if optimize == "throughput":
+        return min(1e9 / speed.rows_per_s for speed in speeds)
+    return float(speeds[0].median_ns)
+
+
+def best_batch(speeds: Sequence[Speed]) -> int:
+    """The batch size of most rows per second."""
+    return max(speeds, key=lambda speed: speed.rows_per_s).rows

@@ -34,18 +34,18 @@ class Selection(NamedTuple):
     tenant: str | None = None
 
 
-def export_rows(db: sqlite3.Connection, selection: Selection) -> Iterator[ExportRow]:
+def export_rows(db: sqlite3.Connection, selection: Selection, page_rows: int = PAGE_ROWS) -> Iterator[ExportRow]:
     """The entries of `selection` that are posted now, whole transactions in order."""
     (through,) = db.execute("SELECT COALESCE(MAX(tx_id), 0) FROM seal").fetchone()
     after_tx, after_line = 0, -1
     where = "" if selection.tenant is None else " AND t.name = ?"
     narrowed = () if selection.tenant is None else (selection.tenant,)
     while True:
-        values = (after_tx, after_tx, after_line, through, selection.since_ns, selection.until_ns, *narrowed, PAGE_ROWS)
+        values = (after_tx, after_tx, after_line, through, selection.since_ns, selection.until_ns, *narrowed, page_rows)
         page = db.execute(_SELECT.format(where=where), values).fetchall()
         for row in page:
             yield ExportRow._make((*row[:9], bytes(row[9]).hex()))
-        if len(page) < PAGE_ROWS:
+        if len(page) < page_rows:
             return
         after_tx, after_line = page[-1][0], page[-1][1]
 

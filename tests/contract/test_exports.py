@@ -11,15 +11,17 @@ from pathlib import Path
 
 import pytest
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 from billing.exports.beancount import account_name
-from billing.exports.rows import PAGE_ROWS, Selection, export_rows
+from billing.exports.rows import Selection, export_rows
 from billing.exports.tables import COLUMNS
 from billing.exports.writing import Format, write_export
 from billing.ledger.port import Batch, LedgerError
 from billing.ledger.postgres import open_postgres_ledger, open_postgres_reader
 from billing.ledger.rules import Line
 from billing.ledger.views import trial_balance
+from gateway.commands.ledger import app
 from tests.contract.ledgers import BOOKS
 from tests.contract.postgres_server import PostgresServer
 from tests.unit.billing.invoices.office import Office, open_office
@@ -104,20 +106,12 @@ def test_selection_is_by_posting_time_and_tenant(office: Office) -> None:
     assert len(list(export_rows(office.reader, Selection(since_ns=now_ns, until_ns=now_ns + 1)))) > 130
 
 
-def test_export_goes_on_behind_a_page(office: Office) -> None:
-    with office.ledger.journal() as journal:
-        for _ in range(PAGE_ROWS // 3 + 2):
-            lines = [
-                Line("cash:psp:x", "USD", 2, 0),
-                Line("fx_clearing", "USD", -1, 0),
-                Line("revenue:rounding", "USD", -1, 0),
-            ]
-            journal.post("x", "z", office.now_ns, lines)
-    rows = [(row.tx_id, row.line) for row in export_rows(office.reader, Selection())]
-    assert len(rows) > PAGE_ROWS
-    assert rows == sorted(set(rows))
+@pytest.mark.parametrize("page_rows", [1, 2, 7])
+def test_export_goes_on_behind_a_page(office: Office, page_rows: int) -> None:
+    whole = list(export_rows(office.reader, Selection()))
+    assert list(export_rows(office.reader, Selection(), page_rows)) == whole
     (count,) = office.reader.execute("SELECT COUNT(*) FROM entry").fetchone()
-    assert len(rows) == count
+    assert len({(row.tx_id, row.line) for row in whole}) == len(whole) == count
 
 
 @pytest.mark.parametrize("form", ["beancount", "csv", "parquet"])
@@ -143,3 +137,14 @@ def test_two_accounts_never_become_one() -> None:
     assert len(names) == len(subjects)
     with pytest.raises(LedgerError, match="chart"):
         account_name("slush_fund")
+
+
+def test_command_writes_the_ledger_of_a_data_directory(tmp_path: Path) -> None:
+    with open_office(tmp_path) as office:
+        fill(office)
+        out, runner = tmp_path / "l.csv", CliRunner()
+        command = ["export", "-o", str(out), "--format", "csv", "--data-dir", str(tmp_path)]
+        done = runner.invoke(app, [*command, "--since", "2026-01-01", "--before", "2027-01-01"])
+        assert (done.exit_code, out.read_text().count("\n") > 130) == (0, True), done.output
+        assert runner.invoke(app, [*command, "--since", "today"]).exit_code == 1
+        assert runner.invoke(app, [*command[:-1], str(tmp_path / "none")]).exit_code == 1

@@ -6,15 +6,30 @@ from pathlib import Path
 
 import pytest
 
+from billing.invoices.assemble import InvoiceError
+from billing.invoices.desk import Desk
+from billing.invoices.verbs import all_verbs
 from billing.ledger.balances import available_nanos, balance_nanos, held_nanos
 from billing.ledger.periods import broken_periods, close_period, open_since_ns, periods, turnover
 from billing.ledger.port import Batch, LedgerError
 from billing.ledger.rules import Line
 from billing.ledger.sqlite import SqlLedger
-from billing.ledger.transfers import Transfer, TransferOutcome, TransferResult, expired, transfer
+from billing.ledger.transfers import (
+    AMOUNT_NANOS_MAX,
+    ID_MAX,
+    TRANSFERS_MAX,
+    Transfer,
+    TransferOutcome,
+    TransferResult,
+    expired,
+    transfer,
+)
 from billing.ledger.views import trial_balance
+from billing.receipts.keys import open_signer, public_keys
+from billing.receipts.prover import make_receipt
+from billing.receipts.receipt import verify_receipt
 from tests.contract.ledgers import BOOKS, open_books
-from tests.unit.billing.making import items
+from tests.unit.billing.making import call, items
 
 CASH, WALLET, REVENUE = "cash:psp:bank", "contract_liability:prepaid:acme", "revenue:model_call:ocr"
 To = TransferOutcome
@@ -190,3 +205,59 @@ def test_balance_is_snapshot_plus_tail_is_the_sum_of_all_entries(ledger: SqlLedg
             assert {key: balance_nanos(journal.db, *key) for key in lines} == lines
             assert available_nanos(journal.db, WALLET, "USD") >= 0
             assert broken_periods(journal.db) == []
+
+
+def test_a_command_takes_so_many_transfers_and_no_more(ledger: SqlLedger) -> None:
+    empty = top_up(0)
+    assert len(run(ledger, *[empty] * TRANSFERS_MAX)) == TRANSFERS_MAX
+    with pytest.raises(ValueError, match="1001 transfers are more than 1000"):
+        run(ledger, *[empty] * (TRANSFERS_MAX + 1))
+
+
+@pytest.mark.parametrize(
+    ("order", "outcome"),
+    [
+        (top_up(AMOUNT_NANOS_MAX), To.POSTED),
+        (top_up(AMOUNT_NANOS_MAX + 1), To.FIELD_INVALID),
+        (top_up(1, "x" * ID_MAX), To.POSTED),
+        (top_up(1, "x" * (ID_MAX + 1)), To.FIELD_INVALID),
+    ],
+)
+def test_amounts_and_ids_go_up_to_their_limits(ledger: SqlLedger, order: Transfer, outcome: TransferOutcome) -> None:
+    assert outcomes(ledger, order) == [outcome]
+
+
+def test_commands_close_a_period_and_transfer_once_however_often_they_are_repeated(ledger: SqlLedger) -> None:
+    desk = Desk(ledger, all_verbs(), lambda: 5_000)
+    order = {
+        "transfer_id": "t",
+        "tenant": "acme",
+        "phase": "single",
+        "amount_nanos": 5,
+        "debit": CASH,
+        "credit": WALLET,
+    }
+    body = {"transfers": [order | {"currency": "USD"}, order | {"transfer_id": "u"}]}
+    answer = desk.run("ledger.transfer", "op-1", body)
+    assert [one["outcome"] for one in answer] == ["posted", "field_invalid"]
+    assert desk.run("ledger.transfer", "op-1", body) == answer
+    closed = desk.run("period.close", "op-2", {"end_ns": 5_000})
+    assert desk.run("period.close", "op-2", {"end_ns": 5_000}) == closed
+    for verb, wrong in (
+        ("period.close", {"end_ns": 4_000}),
+        ("period.close", {"end_ns": 5_001}),
+        ("period.close", {"end_ns": "x"}),
+        ("ledger.transfer", {"transfers": []}),
+        ("ledger.transfer", {"transfers": [{}]}),
+    ):
+        with pytest.raises(InvoiceError):
+            desk.run(verb, f"op-{wrong}", wrong)
+    assert available(ledger) == 5
+
+
+def test_calls_on_either_database_have_receipts_that_hold(ledger: SqlLedger, tmp_path: Path) -> None:
+    ledger.post(Batch(posts=items(range(1, 40)), now_ns=5))
+    with ledger.journal() as journal:
+        receipt = make_receipt(journal.db, "acme", call(33).call_id, open_signer(tmp_path), 9)
+    assert receipt is not None
+    assert verify_receipt(receipt, public_keys(tmp_path)) == call(33)

@@ -13,7 +13,7 @@ from billing.ledger.connect import open_reader
 from billing.ledger.merkle import root_of
 from billing.ledger.port import Batch
 from billing.ledger.sqlite import SqliteLedger
-from billing.receipts.keys import ReceiptKeyError, key_id_of, open_signer, public_keys, rotate
+from billing.receipts.keys import KEYS_MAX, ReceiptKeyError, key_id_of, open_signer, public_keys, rotate
 from billing.receipts.prover import make_head, make_receipt, tenant_leaves
 from billing.receipts.receipt import (
     BYTES_MAX,
@@ -189,3 +189,13 @@ def test_commands_make_and_verify_a_receipt(data_dir: Path, tmp_path: Path) -> N
     assert runner.invoke(app, ["show", call_id, "--tenant", "other", *where]).exit_code == 1
     assert runner.invoke(app, ["rotate-key", *where]).exit_code == 0
     assert '"size": 5' in runner.invoke(app, ["head", "--tenant", "acme", *where]).output
+
+
+def test_keys_are_made_up_to_the_limit(data_dir: Path) -> None:
+    folder = data_dir / "receipts"
+    folder.mkdir(mode=0o700)
+    for number in range(KEYS_MAX - 1):
+        (folder / f"{number:016x}.pub").touch()
+    rotate(data_dir)
+    with pytest.raises(ReceiptKeyError, match="1000 keys"):
+        rotate(data_dir)

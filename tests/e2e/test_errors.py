@@ -236,7 +236,7 @@ def test_401_says_how_to_authenticate(stage: Stage) -> None:
     assert reply.json()["call_id"] == reply.headers["tollway-call-id"]
 
 
-@pytest.mark.parametrize("method", ["Nothing", "RepositoryModelLoad", "TraceSetting"])
+@pytest.mark.parametrize("method", ["Nothing", "CudaSharedMemoryExport"])
 def test_unserved_methods_are_unimplemented(stage: Stage, method: str) -> None:
     with grpc.insecure_channel(stage.tollway.grpc_address) as channel:
         call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")

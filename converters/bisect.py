@@ -37,17 +37,16 @@ class BadNode:
 
 
 def find_bad_node(source: Any, variant: Any, feeds: Feeds, precision: str, repro: Path) -> BadNode | None:
-    """Compare all tensors that both graphs name, in the variant's order; None if all agree or nothing can be compared.
+    """Compare all tensors that both graphs have, in the variant's order; None if all agree or nothing can be compared.
 
     `source` and `variant` are ONNX graphs; both run without optimisation, so that every tensor is there.
     """
     if len(source.graph.node) > NODES_MAX or len(variant.graph.node) > NODES_MAX:
         return None
-    made = {name for node in source.graph.node for name in node.output if name}
-    names = [name for node in variant.graph.node for name in node.output if name in made]
+    pairs = _pair_tensors(source, variant)
     budget = BUDGETS[precision]
     try:
-        reference = open_onnx(_exposed(source, names), is_optimised=False)
+        reference = open_onnx(_exposed(source, list(pairs.values())), is_optimised=False)
         wanted = reference.run(feeds)
         moved = reference.run(perturb(feeds, budget.rounding, 0)) if budget.rounding else wanted
         found = open_onnx(_exposed(variant, _inner_names(variant)), is_optimised=False).run(feeds)
@@ -55,15 +54,36 @@ def find_bad_node(source: Any, variant: Any, feeds: Feeds, precision: str, repro
         return None  # Not every graph can show its inner tensors; the verdict stands without a place.
     for node in variant.graph.node:
         for name in node.output:
-            if name not in wanted or name not in found:
+            own = pairs.get(name, "")
+            if own not in wanted or name not in found:
                 continue
-            real = found[name].astype(wanted[name].dtype) if wanted[name].dtype.kind == "f" else found[name]
-            difference = compare(wanted[name], moved[name], real, budget, 1.0)
+            real = found[name].astype(wanted[own].dtype) if wanted[own].dtype.kind == "f" else found[name]
+            difference = compare(wanted[own], moved[own], real, budget, 1.0)
             if difference.share > 1:
                 reason = difference.reason or f"error {difference.max_abs:.3g}, {difference.share:.3g} times the budget"
-                folder = _write_repro(variant, node, {**feeds, **found}, wanted, repro)
+                expected = {one: wanted[pairs[one]] for one in node.output if pairs.get(one, "") in wanted}
+                folder = _write_repro(variant, node, {**feeds, **found}, expected, repro)
                 return BadNode(tensor=name, node=node.name or name, op=node.op_type, reason=reason, repro=folder)
     return None
+
+
+def _pair_tensors(source: Any, variant: Any) -> dict[str, str]:
+    """Tensor of the variant → tensor of the source: of the same name, or of the same place at a node of the same name.
+
+    The latter because a converter that keeps the outputs' types gives a node's result another name.
+    """
+    made = {name for node in source.graph.node for name in node.output if name}
+    nodes = {node.name: node for node in source.graph.node if node.name}
+    pairs = {}
+    for node in variant.graph.node:
+        twin = nodes.get(node.name)
+        places = twin.output if twin is not None and twin.op_type == node.op_type else ()
+        for place, name in enumerate(node.output):
+            if name in made:
+                pairs[name] = name
+            elif place < len(places) and name:
+                pairs[name] = places[place]
+    return pairs
 
 
 def _inner_names(model: Any) -> list[str]:
@@ -99,7 +119,7 @@ def _write_repro(model: Any, node: Any, tensors: Feeds, wanted: Feeds, folder: P
     folder.mkdir(parents=True, exist_ok=True)
     onnx.save_model(alone, str(folder / "repro.onnx"))
     np.savez(folder / "inputs.npz", **{name: tensors[name] for name in inputs})  # type: ignore[arg-type]
-    np.savez(folder / "expected.npz", **{name: wanted[name] for name in node.output if name in wanted})  # type: ignore[arg-type]
+    np.savez(folder / "expected.npz", **wanted)  # type: ignore[arg-type]
     (folder / "repro.py").write_text(_SCRIPT)
     return folder
 

@@ -62,10 +62,11 @@ def _read_head(path: Path) -> bytes:
         raise UsageFault("missing", f"{path} is not there", next_step="name an ONNX file") from error
     except OSError as error:
         raise UnsafeModel("link", f"{path.name} is a link or cannot be opened", next_step="name the file") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise UnsafeModel("not_regular", f"{path.name} is no regular file", next_step="name an ONNX file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnsafeModel("not_regular", f"{path.name} is no regular file", next_step="name an ONNX file")
         if status.st_size > MODEL_BYTES_MAX:
             text = f"{path.name} has {status.st_size} bytes, more than {MODEL_BYTES_MAX}"
             raise UnsafeModel("too_large", text, next_step="keep the weights in external data files beside it")

@@ -108,7 +108,25 @@ def overflow(model: Any) -> None:
     own.name = "gemm"
     del model.graph.node[:]
     model.graph.node.extend([*nodes[: place + 1], *more, *nodes[place + 1 :]])
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(1e5), "much"))
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(1e5, np.float32), "much"))
+
+
+def sum_for_mean(model: Any) -> None:
+    found = node_of(model, "node_m")
+    found.op_type = "ReduceSum"
+    kept = [one for one in found.attribute if one.name != "axes"]
+    del found.attribute[:]
+    found.attribute.extend(kept)
+    found.input.append("sum_axes")
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray([1], np.int64), "sum_axes"))
+
+
+def average_pool(model: Any) -> None:
+    node_of(model, "node_p").op_type = "AveragePool"
+
+
+def one_sign(array: Any) -> Any:
+    return array * (1 - 2 * (array == array.max()))
 
 
 M = models
@@ -120,7 +138,7 @@ FAULTS = [
     Fault(name="other activation", model=M.mlp, spoil=replace("node_t", "Sigmoid"), node="node_t"),
     Fault(name="rounded as TF32", model=M.mlp, spoil=change("w1", round_tf32), node="node_h"),
     Fault(name="half overflow", model=M.mlp, spoil=overflow, node="node_h"),
-    Fault(name="one weight of another sign", model=M.mlp, spoil=change("w2", lambda a: a * (1 - 2 * (a == a.max()))), node="node_s"),
+    Fault(name="one weight of another sign", model=M.mlp, spoil=change("w2", one_sign), node="node_s"),
     Fault(name="alpha of a Gemm", model=M.mlp, spoil=attribute("node_y", alpha=0.999), node="node_y"),
     Fault(name="scale of ones", model=M.layer_norm, spoil=change("scale", np.ones_like), node="node_n"),
     Fault(name="bias of zeros", model=M.layer_norm, spoil=change("bias", np.zeros_like), node="node_n"),
@@ -130,7 +148,7 @@ FAULTS = [
     Fault(name="epsilon of batch norm", model=M.convnet, spoil=attribute("node_n", epsilon=1e-5), node="node_n"),
     Fault(name="variance for mean", model=M.convnet, spoil=rewire("node_n", ["c", "g", "o", "v", "v"]), node="node_n"),
     Fault(name="padding off by one", model=M.convnet, spoil=attribute("node_c", pads=[2, 2, 0, 0]), node="node_c"),
-    Fault(name="average for maximum pool", model=M.convnet, spoil=lambda m: setattr(node_of(m, "node_p"), "op_type", "AveragePool"), node="node_p"),
+    Fault(name="average for maximum pool", model=M.convnet, spoil=average_pool, node="node_p"),
     Fault(name="kernel flipped", model=M.convnet, spoil=change("w2", lambda a: a[:, :, ::-1, ::-1]), node="node_d"),
     Fault(name="softmax of an old operator set", model=M.attention, spoil=old_softmax, node="node_p"),
     Fault(name="softmax over the wrong axis", model=M.attention, spoil=attribute("node_p", axis=1), node="node_p"),
@@ -139,20 +157,25 @@ FAULTS = [
     Fault(name="dropped residual", model=M.attention, spoil=replace("node_y", "Identity", ["mixed"]), node="node_y"),
     Fault(name="outputs swapped", model=M.two_outputs, spoil=swap_outputs, node="node_a"),
     Fault(name="bound of a clip", model=M.pooled, spoil=change("high", lambda a: a * 0.5), node="node_y"),
-    Fault(name="sum for mean", model=M.pooled, spoil=lambda m: _sum_for_mean(m), node="node_m"),
-    Fault(name="table off by one", model=M.embedding, spoil=change("table", lambda a: np.roll(a, 1, axis=0)), node="node_e"),
-    Fault(name="coordinates of resize", model=M.resized, spoil=attribute("node_u", coordinate_transformation_mode="asymmetric"), node="node_u"),
+    Fault(name="sum for mean", model=M.pooled, spoil=sum_for_mean, node="node_m"),
+    Fault(
+        name="table off by one",
+        model=M.embedding,
+        spoil=change("table", lambda a: np.roll(a, 1, axis=0)),
+        node="node_e",
+    ),
+    Fault(
+        name="coordinates of resize",
+        model=M.resized,
+        spoil=attribute("node_u", coordinate_transformation_mode="asymmetric"),
+        node="node_u",
+    ),
     Fault(name="slope of a leaky relu", model=M.resized, spoil=attribute("node_l", alpha=0.01), node="node_l"),
     Fault(name="epsilon of instance norm", model=M.residual, spoil=attribute("node_n", epsilon=1e-2), node="node_n"),
-    Fault(name="reset gate after the product", model=M.recurrent, spoil=attribute("node_all", linear_before_reset=1), node="node_all"),
-]  # fmt: skip
-
-
-def _sum_for_mean(model: Any) -> None:
-    found = node_of(model, "node_m")
-    found.op_type = "ReduceSum"
-    kept = [one for one in found.attribute if one.name != "axes"]
-    del found.attribute[:]
-    found.attribute.extend(kept)
-    found.input.append("sum_axes")
-    model.graph.initializer.append(numpy_helper.from_array(np.asarray([1], np.int64), "sum_axes"))
+    Fault(
+        name="reset gate after the product",
+        model=M.recurrent,
+        spoil=attribute("node_all", linear_before_reset=1),
+        node="node_all",
+    ),
+]

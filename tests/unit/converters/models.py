@@ -199,5 +199,18 @@ def residual() -> Any:
 
 CLEAN: dict[str, Callable[[], Any]] = {
     one.__name__: one
-    for one in (mlp, layer_norm, convnet, attention, two_outputs, pooled, embedding, fixed, resized, recurrent, mixed_rows, residual)
-}  # fmt: skip
+    for one in (
+        mlp,
+        layer_norm,
+        convnet,
+        attention,
+        two_outputs,
+        pooled,
+        embedding,
+        fixed,
+        resized,
+        recurrent,
+        mixed_rows,
+        residual,
+    )
+}

@@ -1,0 +1,117 @@
+"""Measurement is interleaved and takes medians; what is not faster is refused, and why is said."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from converters.engines import Feeds
+from converters.measure import RUNS_MAX, Speed, measure
+from converters.select import Candidate, best_batch, select
+
+
+class FakeEngine:
+    """Takes a fixed time a row on a clock that all share; `hiccups` are added to its first runs."""
+
+    def __init__(self, world: "World", name: str, row_ns: int, hiccups: Sequence[int] = ()) -> None:
+        self._world, self._name, self._row_ns, self._hiccups = world, name, row_ns, list(hiccups)
+
+    def run(self, feeds: Feeds) -> dict[str, Any]:
+        self._world.order.append(self._name)
+        late = self._hiccups.pop(0) if self._hiccups else 0
+        self._world.now_ns += self._row_ns * len(feeds["x"]) + late
+        return {}
+
+
+class World:
+    def __init__(self) -> None:
+        self.now_ns = 0
+        self.order: list[str] = []
+
+
+def run(
+    world: World, engines: dict[str, FakeEngine], batches: tuple[int, ...], rounds: int = 5
+) -> dict[str, list[Speed]]:
+    return measure(
+        engines,
+        lambda rows: {"x": np.zeros(max(rows, 1))},
+        batches=batches,
+        rounds=rounds,
+        seed=0,
+        on_batch=lambda rows: None,
+        clock_ns=lambda: world.now_ns,
+    )
+
+
+def test_one_slow_round_does_not_move_the_median() -> None:
+    world = World()
+    engine = FakeEngine(world, "a", 30_000_000, [0, 0, 900_000_000])
+    speed = run(world, {"a": engine}, (1,))["a"][0]
+    assert (speed.median_ns, speed.worst_ns, speed.rounds) == (30_000_000, 930_000_000, 5)
+
+
+def test_engines_take_turns_in_every_round() -> None:
+    world = World()
+    engines = {name: FakeEngine(world, name, 30_000_000) for name in "abc"}
+    run(world, engines, (1,), rounds=4)
+    rounds = [world.order[6:][start : start + 3] for start in range(0, 12, 3)]
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 1
+
+
+def test_a_round_has_as_many_runs_as_its_time_holds() -> None:
+    world = World()
+    run(world, {"a": FakeEngine(world, "a", 1)}, (1,), rounds=3)
+    assert len(world.order) == 2 + 3 * RUNS_MAX
+
+
+def test_the_batch_search_ends_where_rows_per_second_do_not_grow() -> None:
+    world = World()
+    speeds = run(world, {"a": FakeEngine(world, "a", 30_000_000)}, (1, 2, 4, 8), rounds=3)
+    assert [speed.rows for speed in speeds["a"]] == [1, 2]
+
+
+def speed(median_ns: int, rows: int = 1) -> Speed:
+    return Speed(rows=rows, median_ns=median_ns, worst_ns=median_ns, rounds=5)
+
+
+def candidate(precision: str, *speeds: Speed, engine: str = "onnxruntime") -> Candidate:
+    return Candidate(key=f"{engine}-{precision}", engine=engine, precision=precision, speeds=speeds)
+
+
+def test_the_fastest_is_selected() -> None:
+    choice = select([candidate("fp32", speed(1000)), candidate("int8", speed(500))], [speed(1000)], "latency")
+    assert (choice.selected, choice.speedup, choice.refused) == ("onnxruntime-int8", 2.0, {})
+
+
+def test_less_precision_that_is_hardly_faster_is_refused() -> None:
+    just, hardly = candidate("int8", speed(952)), candidate("int8", speed(953))
+    full = candidate("fp32", speed(1000))
+    assert select([full, just], [speed(1000)], "latency").selected == "onnxruntime-int8"
+    choice = select([full, hardly], [speed(1000)], "latency")
+    assert choice.selected == "onnxruntime-fp32"
+    assert choice.refused["onnxruntime-int8"].startswith("not faster: 1.05x of fp32")
+
+
+def test_less_precision_is_compared_with_its_own_engine() -> None:
+    full = [candidate("fp32", speed(1000)), candidate("fp32", speed(600), engine="openvino")]
+    choice = select([*full, candidate("fp16", speed(600), engine="openvino")], [speed(1000)], "latency")
+    assert choice.selected == "openvino-fp32"
+    assert list(choice.refused) == ["openvino-fp16"]
+
+
+def test_nothing_slower_than_the_plain_source_is_selected() -> None:
+    at, above = candidate("fp32", speed(1020)), candidate("fp32", speed(1021))
+    assert select([at], [speed(1000)], "latency").selected == "onnxruntime-fp32"
+    choice = select([above], [speed(1000)], "latency")
+    assert choice.selected is None
+    assert "slower than the plain source: 1.02" in choice.refused["onnxruntime-fp32"]
+
+
+def test_throughput_looks_at_the_best_batch() -> None:
+    fast_alone = candidate("fp32", speed(1000), speed(8000, rows=8))
+    fast_together = candidate("fp32", speed(1010), speed(4000, rows=8), engine="openvino")
+    plain = [speed(1000), speed(8000, rows=8)]
+    assert select([fast_alone, fast_together], plain, "latency").selected == "onnxruntime-fp32"
+    assert select([fast_alone, fast_together], plain, "throughput").selected == "openvino-fp32"
+    assert best_batch(fast_together.speeds) == 8

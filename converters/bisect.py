@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from converters.budgets import BUDGETS, compare, perturb
+from converters.budgets import BUDGETS, compare, perturb, perturb_weights
 from converters.engines import Array, Feeds, open_onnx
 from converters.errors import ToolFailed
 
@@ -48,7 +48,10 @@ def find_bad_node(source: Any, variant: Any, feeds: Feeds, precision: str, repro
     try:
         reference = open_onnx(_exposed(source, list(pairs.values())), is_optimised=False)
         wanted = reference.run(feeds)
-        moved = reference.run(perturb(feeds, budget.rounding, 0)) if budget.rounding else wanted
+        moved = wanted
+        if budget.rounding:
+            other = _exposed(perturb_weights(source, budget.rounding, 0), list(pairs.values()))
+            moved = open_onnx(other, is_optimised=False).run(perturb(feeds, budget.rounding, 0))
         found = open_onnx(_exposed(variant, _inner_names(variant)), is_optimised=False).run(feeds)
     except ToolFailed:
         return None  # Not every graph can show its inner tensors; the verdict stands without a place.

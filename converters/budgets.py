@@ -1,14 +1,16 @@
 """Owns when two outputs are the same: error budgets by precision, made relative to what the input itself decides.
 
 Each element may differ by  factor · (atol · rms(reference) + rtol · |reference|) + 8 · sensitivity, where sensitivity
-is the greatest change of that output when the inputs change by one rounding of the precision. An ill-conditioned input
-raises no alarm, and a well-conditioned one hides nothing. Quantised variants are judged over all given rows together.
+is the greatest change of that output when inputs and weights change by one rounding of the precision. So ill-conditioned
+inputs raise no alarm, and well-conditioned ones hide nothing. Quantised variants are judged over all rows together.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import onnx
 
 from converters.engines import Array, Feeds
 
@@ -20,6 +22,7 @@ JUDGED: Final = {
 }
 _SENSITIVITY_FACTOR: Final = 8.0
 _FLOOR: Final = 1e-7
+_WEIGHT_ELEMENTS_MIN: Final = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +71,22 @@ def perturb(feeds: Feeds, rounding: float, seed: int) -> dict[str, Array]:
     return moved
 
 
+def perturb_weights(model: Any, rounding: float, seed: int) -> Any:
+    """A copy of an ONNX graph with its float weights times (1 ± rounding), seeded.
+
+    Tensors of few elements are left: they may be scales of a Resize, where a rounding changes the shape.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for place, tensor in enumerate(copy.graph.initializer):
+        if tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) >= _WEIGHT_ELEMENTS_MIN:
+            moved = perturb({"w": onnx.numpy_helper.to_array(tensor)}, rounding, seed + place)["w"]
+            tensor.CopyFrom(onnx.numpy_helper.from_array(moved, tensor.name))
+    return copy
+
+
 def compare(reference: Array, moved: Array, found: Array, budget: Budget, factor: float) -> Difference:
-    """`moved`: the reference's answer to perturbed inputs. Only elements where both are finite count."""
+    """`moved`: the perturbed reference's answer to perturbed inputs. Only elements where both are finite count."""
     if reference.shape != found.shape:
         return _fault(f"shape {list(found.shape)}, the source gives {list(reference.shape)}")
     if reference.dtype != found.dtype:

@@ -24,7 +24,7 @@ from converters.samples import Data, make_case, read_data
 from converters.select import PLAIN, Candidate, Choice, select
 from converters.signature import Signature, read_signature
 from converters.variants import Variant, build_variant
-from converters.verify import Answers, answer_all, observe, verify
+from converters.verify import Answers, answer_all, observe, open_moved, verify
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 #: (step, how many are done, of how many)
@@ -124,7 +124,7 @@ def _read_source(job: Job, path: Path, sha256: str, data: Path | None, progress:
     reference = _open_reference(whole, path)
     signature = observe(read_signature(whole), reference, job)
     rows = None if data is None else read_data(data, signature, job.seed)
-    answers = answer_all(signature, reference, job, rows)
+    answers = answer_all(signature, reference, open_moved(whole, job), job, rows)
     return Source(
         probe=probe,
         sha256=sha256,
@@ -175,7 +175,10 @@ def _try_verify(outcome: Outcome, variant: Variant, source: Source, job: Job, wo
         outcome.status = "accepted"
         return True
     outcome.reason = f"verification: {verdict.reason}"
-    outcome.next_step = f"look at the inner tensors, leave {precision} out, or widen --budget {precision}=FACTOR"
+    outcome.next_step = (
+        f"look at the inner tensors, leave {precision} out, bound variable axes with --dim, "
+        f"or widen --budget {precision}=FACTOR"
+    )
     if verdict.worst is not None:
         folder = work / "failures" / outcome.key
         bad = find_bad_node(source.whole, variant.origin, verdict.worst.case.feeds, precision, folder)

@@ -57,7 +57,8 @@ class OpenVinoEngine:
 def open_onnx(
     model: Path | bytes, *, threads: int = 1, is_optimised: bool = True, save_to: Path | None = None
 ) -> OnnxEngine:
-    """A session; `save_to` also writes the optimised graph (extended level: no layouts of this CPU alone).
+    """A session; `save_to` also writes the optimised graph: standard operators only. Fusions and layouts of
+    this CPU are left to each load, as a saved fusion can keep a later one from being made.
 
     Raises:
         ToolFailed: the library does not take the model.
@@ -71,7 +72,7 @@ def open_onnx(
     if not is_optimised:
         options.graph_optimization_level = levels.ORT_DISABLE_ALL
     if save_to is not None:
-        options.graph_optimization_level = levels.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = levels.ORT_ENABLE_BASIC
         options.optimized_model_filepath = str(save_to)
     source = model if isinstance(model, bytes) else str(model)
     try:

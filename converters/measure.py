@@ -16,12 +16,16 @@ _GAIN_MIN: Final = 1.03
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """`median_ns` and `worst_ns` of one run, of the rounds' means. `rows` 0: no batch, one run is one answer."""
+    """`median_ns` and `worst_ns` of one run, of the rounds' means. `rows` 0: no batch, one run is one answer.
+
+    `means_ns`: of each round, so that rounds, which follow one another closely, can be compared in pairs.
+    """
 
     rows: int
     median_ns: int
     worst_ns: int
     rounds: int
+    means_ns: tuple[float, ...] = ()
 
     @property
     def rows_per_s(self) -> float:
@@ -88,6 +92,7 @@ def _measure_batch(
             median_ns=max(1, round(statistics.median(values))),
             worst_ns=max(1, round(max(values))),
             rounds=rounds,
+            means_ns=tuple(values),
         )
         for key, values in means.items()
     }

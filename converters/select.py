@@ -10,8 +10,10 @@ from converters.measure import Speed
 PLAIN: Final = "plain"
 #: A variant of less precision has to be at least so much faster than its engine's fp32.
 GAIN_MIN: Final = 1.05
-#: What is published may take at most so much of the plain source's time.
+#: What is published may take at most so much of the plain source's time, unless the rounds say that this is noise.
 PLAIN_SHARE_MAX: Final = 1.02
+#: A variant of less precision has to win so many of the rounds: noise of the machine gives it half of them.
+ROUNDS_WON_MIN: Final = 0.75
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +38,17 @@ def select(candidates: Sequence[Candidate], plain: Sequence[Speed], optimize: st
     refused: dict[str, str] = {}
     plain_cost = cost(plain, optimize)
     costs = {one.key: cost(one.speeds, optimize) for one in candidates}
+    bases = {one.engine: one.speeds for one in candidates if one.precision == "fp32"}
     full = {one.engine: costs[one.key] for one in candidates if one.precision == "fp32"}
     for one in candidates:
         base = full.get(one.engine, plain_cost)
-        if one.precision != "fp32" and costs[one.key] * GAIN_MIN > base:
+        share = _share_won(one.speeds, bases.get(one.engine, plain))
+        if one.precision != "fp32" and share < ROUNDS_WON_MIN:
+            refused[one.key] = f"not surely faster: in {share:.0%} of the rounds, {ROUNDS_WON_MIN:.0%} are asked"
+        elif one.precision != "fp32" and costs[one.key] * GAIN_MIN > base:
             ratio = base / costs[one.key]
             refused[one.key] = f"not faster: {ratio:.2f}x of fp32, at least {GAIN_MIN:.2f}x is asked of less precision"
-        elif costs[one.key] > plain_cost * PLAIN_SHARE_MAX:
+        elif costs[one.key] > plain_cost * PLAIN_SHARE_MAX and _is_surely_slower(one.speeds, plain):
             share = costs[one.key] / plain_cost
             refused[one.key] = (
                 f"slower than the plain source: {share:.2f} of its time, at most {PLAIN_SHARE_MAX} is allowed"
@@ -59,6 +65,22 @@ def cost(speeds: Sequence[Speed], optimize: str) -> float:
     if optimize == "throughput":
         return min(1e9 / speed.rows_per_s for speed in speeds)
     return float(speeds[0].median_ns)
+
+
+def _is_surely_slower(speeds: Sequence[Speed], base: Sequence[Speed]) -> bool:
+    """It loses the rounds too. Without rounds the medians decide."""
+    has_rounds = any(speed.means_ns for speed in speeds)
+    return not has_rounds or _share_won(speeds, base) <= 1 - ROUNDS_WON_MIN
+
+
+def _share_won(speeds: Sequence[Speed], base: Sequence[Speed]) -> float:
+    """Share of all rounds, at every batch size, in which the former was faster; 1 where rounds were not kept."""
+    pairs = [
+        (own, other)
+        for one, two in zip(speeds, base, strict=True)
+        for own, other in zip(one.means_ns, two.means_ns, strict=True)
+    ]
+    return sum(own < other for own, other in pairs) / len(pairs) if pairs else 1.0
 
 
 def best_batch(speeds: Sequence[Speed]) -> int:

@@ -84,7 +84,12 @@ def _first_symbol(value: Any) -> str | None:
     dims = value.type.tensor_type.shape.dim
     if not dims or (dims[0].HasField("dim_value") and dims[0].dim_value > 0):
         return None
-    return dims[0].dim_param or "batch"
+    return _symbol(dims[0]) or "batch"
+
+
+def _symbol(dim: Any) -> str:
+    """The name of a variable axis; empty where the graph only marks it as unknown."""
+    return "" if dim.dim_param in {"?", "-1", "None"} else str(dim.dim_param)
 
 
 def _tensor(value: Any, shared: str | None) -> Tensor:
@@ -102,8 +107,10 @@ def _shape(name: str, dims: Sequence[Any], shared: str | None) -> tuple[int | st
     for place, dim in enumerate(dims):
         if dim.HasField("dim_value") and dim.dim_value > 0:
             sizes.append(int(dim.dim_value))
-        elif place == 0 and not dim.dim_param and shared:
+            continue
+        symbol = _symbol(dim)
+        if place == 0 and not symbol and shared:
             sizes.append(shared)
         else:
-            sizes.append(dim.dim_param or f"{name}.{place}")
+            sizes.append(symbol or f"{name}.{place}")
     return tuple(sizes)

@@ -83,7 +83,7 @@ def _onnx_fp32(normal: Any, folder: Path, data: Data | None, batched: bool) -> t
     save_model(normal, source)
     open_onnx(source, save_to=folder / "model.onnx")
     source.unlink()
-    return normal, "ONNX Runtime graph optimisation, extended level, saved"
+    return normal, "ONNX Runtime graph optimisation, basic level, saved"
 
 
 def _onnx_fp16(normal: Any, folder: Path, data: Data | None, batched: bool) -> tuple[Any, str]:

@@ -1,24 +1,25 @@
 """Owns the gate: a variant answers every judged case as the source does, within the budget, or it is refused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
-from converters.budgets import BUDGETS, JUDGED, Difference, compare, judge_together, perturb
-from converters.engines import Array, Engine, Feeds
+from converters.budgets import BUDGETS, JUDGED, Difference, compare, judge_together, perturb, perturb_weights
+from converters.engines import Array, Engine, Feeds, open_onnx
 from converters.errors import ToolFailed, VerificationFailed
 from converters.job import Job
 from converters.samples import Case, Data, make_cases
 from converters.signature import Signature, Tensor
 
 _REFUSALS_SHOWN: Final = 3
+MOVED_BYTES_MAX: Final = 1 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """A case with the source's answer, to the inputs as they are and to inputs moved by one rounding a precision."""
+    """A case with the source's answer, as it is and with inputs and weights moved by one rounding, by precision."""
 
     case: Case
     outputs: dict[str, Array]
@@ -115,8 +116,21 @@ def _are_rows_apart(reference: Engine, case: Case, whole: dict[str, Array]) -> b
     return True
 
 
-def answer_all(signature: Signature, reference: Engine, job: Job, data: Data | None) -> Answers:
-    """The source's answers to all cases.
+def open_moved(whole: Any, job: Job) -> dict[str, Engine]:
+    """By precision, the source with its weights moved by one rounding; as it is where it is too large for copies."""
+    found: dict[str, Engine] = {}
+    for precision in dict.fromkeys(("fp32", *job.precisions)):
+        rounding = BUDGETS[precision].rounding
+        if rounding and whole.ByteSize() < MOVED_BYTES_MAX:
+            moved = perturb_weights(whole, rounding, job.seed)
+            found[precision] = open_onnx(bytes(moved.SerializeToString()), is_optimised=False)
+    return found
+
+
+def answer_all(
+    signature: Signature, reference: Engine, moved: Mapping[str, Engine], job: Job, data: Data | None
+) -> Answers:
+    """The source's answers to all cases. `moved`: as `open_moved` gives it.
 
     Raises:
         VerificationFailed: it answers none of them, or not all batch sizes.
@@ -127,17 +141,24 @@ def answer_all(signature: Signature, reference: Engine, job: Job, data: Data | N
         if outputs is None:
             refused.append(case.label)
             continue
-        moved = {
-            precision: reference.run(_moved(case, budget.rounding, job.seed)) if budget.rounding else outputs
-            for precision, budget in BUDGETS.items()
-            if precision in job.precisions or precision == "fp32"
-        }
-        known.append(Known(case=case, outputs=outputs, moved=moved))
+        known.append(Known(case=case, outputs=outputs, moved=_answer_moved(case, outputs, reference, moved, job)))
     if not known:
         step = "give real inputs with --data, or sizes with --dim"
         raise VerificationFailed("no_answer", "the source answers no generated input", next_step=step)
     _check_batches(known, refused)
     return Answers(known=tuple(known), refused=tuple(refused))
+
+
+def _answer_moved(
+    case: Case, outputs: dict[str, Array], reference: Engine, moved: Mapping[str, Engine], job: Job
+) -> dict[str, dict[str, Array]]:
+    found = {}
+    for precision in dict.fromkeys(("fp32", *job.precisions)):
+        rounding = BUDGETS[precision].rounding
+        feeds = _moved(case, rounding, job.seed)
+        answer = _answer(moved.get(precision, reference), Case(kind=case.kind, rows=case.rows, sizes={}, feeds=feeds))
+        found[precision] = outputs if answer is None or not rounding else answer
+    return found
 
 
 def _moved(case: Case, rounding: float, seed: int) -> Feeds:

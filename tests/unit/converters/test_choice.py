@@ -115,3 +115,22 @@ def test_throughput_looks_at_the_best_batch() -> None:
     assert select([fast_alone, fast_together], plain, "latency").selected == "onnxruntime-fp32"
     assert select([fast_alone, fast_together], plain, "throughput").selected == "openvino-fp32"
     assert best_batch(fast_together.speeds) == 8
+
+
+def test_less_precision_that_wins_too_few_rounds_is_refused() -> None:
+    def rounds(*means_ns: float) -> Speed:
+        return Speed(rows=1, median_ns=int(sorted(means_ns)[2]), worst_ns=0, rounds=4, means_ns=means_ns)
+
+    full = candidate("fp32", rounds(1000, 1000, 1000, 1000))
+    surely, hardly = candidate("int8", rounds(800, 800, 800, 1200)), candidate("int8", rounds(800, 800, 1200, 1200))
+    assert select([full, surely], [speed(1000)], "latency").selected == "onnxruntime-int8"
+    choice = select([full, hardly], [speed(1000)], "latency")
+    assert choice.refused["onnxruntime-int8"] == "not surely faster: in 50% of the rounds, 75% are asked"
+
+
+def test_an_equal_variant_is_not_refused_for_a_median_that_noise_moved() -> None:
+    plain = [Speed(rows=1, median_ns=1000, worst_ns=0, rounds=4, means_ns=(900, 1000, 1000, 1100))]
+    noisy = Speed(rows=1, median_ns=1050, worst_ns=0, rounds=4, means_ns=(890, 990, 1200, 1200))
+    slower = Speed(rows=1, median_ns=1050, worst_ns=0, rounds=4, means_ns=(890, 1100, 1200, 1200))
+    assert select([candidate("fp32", noisy)], plain, "latency").selected == "onnxruntime-fp32"
+    assert select([candidate("fp32", slower)], plain, "latency").selected is None

@@ -15,7 +15,7 @@ from converters.normalise import normalise
 from converters.samples import Data, read_data
 from converters.signature import DTYPES, Signature, read_signature
 from converters.variants import build_variant
-from converters.verify import Answers, answer_all, observe, verify
+from converters.verify import Answers, answer_all, observe, open_moved, verify
 from tests.unit.converters.faults import FAULTS, Fault
 from tests.unit.converters.models import CLEAN
 
@@ -33,7 +33,7 @@ HONEST = [
 def answers_of(model: Any, data: Data | None = None) -> tuple[Answers, Signature]:
     reference = open_onnx(model.SerializeToString(), is_optimised=False)
     signature = observe(read_signature(model), reference, JOB)
-    return answer_all(signature, reference, JOB, data), signature
+    return answer_all(signature, reference, open_moved(model, JOB), JOB, data), signature
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "_"))

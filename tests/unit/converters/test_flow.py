@@ -21,6 +21,7 @@ from converters.child import Event, Limits, run_child
 from converters.errors import ConvertError, ToolFailed, UnfitTarget, UnsafeModel, UsageFault, VerificationFailed
 from converters.flow import Request, convert
 from converters.job import Job, parse_budgets, parse_dims
+from gateway.engine.runtimes import load_runtime
 from model_repo.certificate import Tensors, read_certificate, verify_golden
 from model_repo.config import parse_config
 from model_repo.manifest import check_files, read_manifest
@@ -82,6 +83,17 @@ def test_a_published_version_is_whole_and_answers_as_the_source(
 
     assert verify_golden(version, run) is None
     assert verify_golden(version, lambda inputs: {"y": run(inputs)["y"] * np.float32(1.01)}) is not None
+
+
+def test_the_serving_engine_takes_the_version_as_it_is(done: tuple[Request, dict[str, Any], list[Event]]) -> None:
+    asked, report, _ = done
+    config = parse_config((asked.repository / "m" / "config.pbtxt").read_text(), name="m")
+    version = Path(report["published"]["path"])
+    runtime = load_runtime(version / config.model_filename, config, threads=1)
+    try:
+        assert verify_golden(version, lambda inputs: {"y": runtime.run(dict(inputs))[0]}) is None
+    finally:
+        runtime.close()
 
 
 def test_the_configuration_is_derived_from_the_model(done: tuple[Request, dict[str, Any], list[Event]]) -> None:

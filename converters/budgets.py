@@ -1,8 +1,9 @@
 """Owns when two outputs are the same: error budgets by precision, made relative to what the input itself decides.
 
 Each element may differ by  factor · (atol · rms(reference) + rtol · |reference|) + 8 · sensitivity, where sensitivity
-is the greatest change of that output when inputs and weights change by one rounding of the precision. So
-ill-conditioned inputs raise no alarm, and well-conditioned ones hide nothing. Quantised variants are judged over all rows together.
+is the greatest change of that output when inputs and weights change by one rounding of the precision.
+So ill-conditioned inputs raise no alarm, and well-conditioned ones hide nothing.
+Quantised variants are judged over all rows together.
 """
 
 import math

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from converters.config_text import make_config
-from converters.engines import Array
+from converters.engines import Array, Engine
 from converters.host import host_facts, isa, tool_versions
 from converters.job import Job
 from converters.measure import Speed
@@ -44,7 +44,8 @@ def write_bundle(
     outcome, variant = chosen
     bundle = work / "bundle"
     shutil.copytree(variant.folder, bundle)
-    golden = _write_golden(bundle, source, variant, job)
+    engine = variant.open(tuple(tensor.name for tensor in source.signature.outputs), job.threads)
+    golden = _write_golden(bundle, source, engine, outcome.precision)
     certificate = Certificate(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         source=report["source"],
@@ -68,9 +69,8 @@ def write_bundle(
     (bundle / MANIFEST).write_bytes(manifest.to_bytes())
     is_batched = source.signature.batch_axis is not None
     rows_max = job.batch_rows_max if is_batched else 0
-    text = make_config(
-        PLACEHOLDER, outcome.engine, source.signature, rows_max=rows_max, rows_best=max(1, best_batch(speeds))
-    )
+    signature = source.signature.narrowed(engine.output_shapes())
+    text = make_config(PLACEHOLDER, outcome.engine, signature, rows_max=rows_max, rows_best=max(1, best_batch(speeds)))
     (work / "config.pbtxt").write_text(text)
 
 
@@ -81,10 +81,9 @@ def _target(engine: str, precision: str) -> Target:
     )
 
 
-def _write_golden(bundle: Path, source: "Source", variant: Variant, job: Job) -> dict[str, Any]:
+def _write_golden(bundle: Path, source: "Source", engine: Engine, precision: str) -> dict[str, Any]:
     """Some judged inputs with the variant's own answers, as many as the limit holds; the least case always."""
     names = tuple(tensor.name for tensor in source.signature.outputs)
-    engine = variant.open(names, job.threads)
     cases = [one.case for one in source.answers.known if one.case.kind in _GOLDEN_KINDS]
     cases.sort(key=lambda case: (sum(array.nbytes for array in case.feeds.values()), case.label))
     kept: list[tuple[Tensors, Tensors]] = []
@@ -98,7 +97,7 @@ def _write_golden(bundle: Path, source: "Source", variant: Variant, job: Job) ->
         for name in names:
             squares[name] = max(squares[name], _rms(outputs[name]))
     write_golden(bundle, kept)
-    share = _TOLERANCE[variant.precision]
+    share = _TOLERANCE[precision]
     tolerance = {name: share * square + 1e-6 if square else 1e-6 for name, square in squares.items()}
     return {"cases": len(kept), "tolerance": tolerance}
 

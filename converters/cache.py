@@ -6,11 +6,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from converters.host import host_facts, tool_versions
 from converters.job import Job
 from model_repo.errors import RepositoryError
 from model_repo.manifest import check_files, file_sha256, read_manifest
@@ -27,14 +26,14 @@ def source_digest(source: Path, external: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def cache_key(job: Job, sha256: str, data: Path | None) -> str:
+def cache_key(job: Job, sha256: str, data: Path | None, *, tools: Mapping[str, str], host: Mapping[str, object]) -> str:
     """Everything that the result depends on."""
     parts = {
         "source": sha256,
         "data": file_sha256(data) if data is not None else None,
         "job": job.canonical(),
-        "tools": tool_versions(),
-        "host": host_facts(),
+        "tools": dict(tools),
+        "host": dict(host),
         "code": _code_digest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -23,6 +23,9 @@ class Engine(Protocol):
     def run(self, feeds: Feeds) -> dict[str, Array]:
         """Outputs by name, copies of their own. Raises: ToolFailed."""
 
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """As the file itself declares them; None is a variable size. Outputs of unknown rank are left out."""
+
 
 class OnnxEngine:
     def __init__(self, session: Any) -> None:
@@ -37,12 +40,20 @@ class OnnxEngine:
             raise ToolFailed("run", f"ONNX Runtime: {first_line(error)}", next_step="check the shapes") from error
         return dict(zip(self._names, outputs, strict=True))
 
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        return {
+            output.name: tuple(size if isinstance(size, int) else None for size in output.shape)
+            for output in self._session.get_outputs()
+            if output.shape
+        }
+
 
 class OpenVinoEngine:
     def __init__(self, compiled: Any, names: Sequence[str]) -> None:
         self._request = compiled.create_infer_request()
         own = [port.get_names() for port in compiled.outputs]
         self._places = {name: next(place for place, names in enumerate(own) if name in names) for name in names}
+        self._ports = {name: compiled.outputs[place] for name, place in self._places.items()}
         self._inputs = [(port.get_names(), place) for place, port in enumerate(compiled.inputs)]
 
     def run(self, feeds: Feeds) -> dict[str, Array]:
@@ -52,6 +63,14 @@ class OpenVinoEngine:
         except Exception as error:
             raise ToolFailed("run", f"OpenVINO: {first_line(error)}", next_step="check the shapes") from error
         return {name: np.array(results[place]) for name, place in self._places.items()}
+
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        shapes = {name: port.get_partial_shape() for name, port in self._ports.items()}
+        return {
+            name: tuple(None if size.is_dynamic else size.get_length() for size in shape)
+            for name, shape in shapes.items()
+            if shape.rank.is_static
+        }
 
 
 def open_onnx(

@@ -18,6 +18,7 @@ from tritonclient.grpc import model_config_pb2
 from converters.cache import cache_key, find_entry, keep_entry, locked_entry, source_digest
 from converters.child import Event, Limits, run_child
 from converters.errors import ConvertError, UnfitTarget, UsageFault
+from converters.host import host_facts, tool_versions
 from converters.job import Job
 from converters.report_html import render_report
 from converters.script import render_script
@@ -56,7 +57,7 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
     with tempfile.TemporaryDirectory(prefix="work-", dir=request.cache) as folder:
         work = Path(folder)
         sha256 = _probe(request, work, on_event)
-        key = cache_key(job, sha256, request.data)
+        key = cache_key(job, sha256, request.data, tools=tool_versions(), host=host_facts())
         with locked_entry(request.cache, key) as entry:
             report = find_entry(entry)
             is_cached = report is not None

@@ -1,7 +1,7 @@
 """Owns a model's interface as its graph declares it: tensors, axes, and which axis could be the batch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -63,6 +63,17 @@ class Signature:
         """Names of the inputs' variable axes but the batch, in order of appearance."""
         names = dict.fromkeys(size for tensor in self.inputs for size in tensor.shape if isinstance(size, str))
         return tuple(name for name in names if name != self.batch_axis)
+
+    def narrowed(self, shapes: Mapping[str, Sequence[int | None]]) -> "Signature":
+        """With the outputs' fixed sizes of a file that knows more than the source's graph says."""
+        return replace(self, outputs=tuple(_narrow(tensor, shapes.get(tensor.name, ())) for tensor in self.outputs))
+
+
+def _narrow(tensor: Tensor, shape: Sequence[int | None]) -> Tensor:
+    if len(shape) != len(tensor.shape):
+        return tensor
+    pairs = zip(tensor.shape, shape, strict=True)
+    return replace(tensor, shape=tuple(size if own is None else own for size, own in pairs))
 
 
 def read_signature(model: Any) -> Signature:

@@ -22,6 +22,9 @@ class FakeEngine:
         self._world.now_ns += self._row_ns * len(feeds["x"]) + late
         return {}
 
+    def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        return {}
+
 
 class World:
     def __init__(self) -> None:

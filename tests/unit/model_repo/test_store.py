@@ -1,6 +1,8 @@
 """A version is published whole or not at all, never changed, and checked byte by byte."""
 
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,40 @@ def test_readers_see_whole_versions_only(tmp_path: Path) -> None:
     reader.join()
     assert not faults
     assert seen
+
+
+PUBLISHER = """
+import sys
+from pathlib import Path
+from model_repo.store import publish
+root, stages, config = Path(sys.argv[1]), sorted(Path(sys.argv[2]).iterdir()), sys.argv[3]
+for round in range(100):
+    for staged in stages:
+        print(staged, flush=True)
+        publish(root, "m", staged, config)
+"""
+
+
+@pytest.mark.parametrize("lines", range(1, 17, 2))
+def test_a_publisher_that_is_killed_leaves_whole_versions_only(lines: int, tmp_path: Path) -> None:
+    root, stages = tmp_path / "repo", tmp_path / "stages"
+    stages.mkdir()
+    for number in range(2):
+        stage(stages / f"s{number}", bytes([number]) * 300_000)
+    command = [sys.executable, "-c", PUBLISHER, str(root), str(stages), config()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as process:
+        assert process.stdout is not None
+        for _ in range(lines):
+            assert process.stdout.readline()
+        process.kill()
+    for model in scan_repository(root).models if root.exists() else ():
+        assert model.versions == tuple(range(1, len(model.versions) + 1))
+        for version in model.versions:
+            manifest = read_manifest(model.path / str(version))
+            assert manifest is not None
+            check_files(model.path / str(version), manifest)
+    assert publish(root, "m", stage(tmp_path / "last", b"last"), config()).is_new
+    assert not list(root.glob(".staging-*"))
 
 
 def test_concurrent_publishers_each_get_a_version(tmp_path: Path) -> None:

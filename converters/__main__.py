@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from converters.errors import ConvertError, UsageFault
+from converters.errors import ConvertError, ToolFailed, UsageFault
 
 
 def main() -> int:
@@ -65,7 +65,11 @@ def _run(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) ->
         )
     except (KeyError, TypeError) as error:
         raise UsageFault("request", f"not a request: {error}", next_step="see docs/converters.md") from error
-    return convert(request, emit)
+    try:
+        return convert(request, emit)
+    except OSError as error:
+        step = "choose folders for --repository, --cache and --out that can be written, with room on the disk"
+        raise ToolFailed("disk", f"{error.filename}: {error.strerror}", next_step=step) from error
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def run_child(request: Mapping[str, Any], work: Path, limits: Limits, on_event: 
 def _environment(work: Path) -> dict[str, str]:
     """Nothing of ours but where programs are: no keys, no proxies, no home."""
     kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH", "LANG") if key in os.environ}
-    return {**kept, "HOME": str(work), "TMPDIR": str(work), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONSAFEPATH": ""}
+    return {**kept, "HOME": str(work), "TMPDIR": str(work), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:

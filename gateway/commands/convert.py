@@ -79,7 +79,8 @@ def _run_with_bar(request: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _run(request: Mapping[str, Any], on_event: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
     """The last event, `result` or `error`."""
-    command = [sys.executable, "-m", "converters", "convert"]
+    # -P: a folder called converters where the user stands must not be taken for ours.
+    command = [sys.executable, "-P", "-m", "converters", "convert"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         if process.stdin is None or process.stdout is None:
             raise typer.Exit(6)

@@ -334,6 +334,16 @@ def test_a_job_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
         replace(JOB, **changes)
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(mlp().SerializeToString())
+    (tmp_path / "cache").write_text("a file")
+    command = [sys.executable, "-m", "gateway.cli", "convert", str(tmp_path / "model.onnx"), "--name", "m", "--json"]
+    folders = ["--repository", str(tmp_path / "r"), "--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "o")]
+    done = subprocess.run([*command, *folders], capture_output=True, text=True, check=False)
+    assert done.returncode == 6
+    assert json.loads(done.stdout)["error"]["message"] == f"{tmp_path / 'cache'}: File exists"
+
+
 def test_the_command_tells_people_and_programs_the_same(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"\x80\x04.")
     command = [sys.executable, "-m", "gateway.cli", "convert", str(tmp_path / "model.onnx"), "--name", "m"]

@@ -54,7 +54,8 @@ class KernelSync:
         """Sync `handle` and wait. Raises OSError if the file system under it cannot do it this way."""
         self._send(handle)
         self._check(self._syscall(self._getevents, self._context, self._one, self._one, self._event, None), "getevents")
-        os.eventfd_read(self._eventfd)
+        with contextlib.suppress(BlockingIOError):  # the event may be there a moment before its signal
+            os.eventfd_read(self._eventfd)
         error = self._result()
         if error is not None:
             raise error

@@ -58,11 +58,12 @@ class LoopFlusher:
 
     def _on_synced(self, error: OSError | None) -> None:
         assert self._commit is not None
-        self._is_syncing = False
+        # Still "syncing" while replies are told: what they hand over is only taken, and written once they are through.
         if error is not None:
             self._commit.fail(error)
         else:
             self._commit.complete()
+        self._is_syncing = False
         self._go()
 
     def _go(self) -> None:

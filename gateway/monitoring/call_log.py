@@ -18,6 +18,7 @@ _BATCHES_MAX: Final = 64
 _LINES_MAX: Final = 4096
 FILE_BYTES_MAX: Final = 256 * 1024 * 1024
 FILES_KEPT: Final = 3
+_CLOSE_S: Final = 5.0
 
 
 class CallLog:
@@ -62,16 +63,18 @@ class CallLog:
             self.dropped_lines += len(lines)
 
     def close(self) -> None:
-        """Flush and end the thread; blocks until it is done."""
+        """Flush and end the thread; blocks until it is done, or for 10 seconds where the disk hangs."""
         self.flush()
-        self._queue.put(None)
-        self._writer.join(timeout=5)
-        os.close(self._file)
+        with contextlib.suppress(queue.Full):  # the disk hangs: shutting down does not wait for it
+            self._queue.put(None, timeout=_CLOSE_S)
+        self._writer.join(timeout=_CLOSE_S)
+        if not self._writer.is_alive():
+            os.close(self._file)
 
     def _run(self) -> None:
         while (lines := self._queue.get()) is not None:
             try:
-                os.write(self._file, b"".join(lines))
+                _write_all(self._file, b"".join(lines))
             except OSError:
                 # The disk is full or gone: usage records have their own guard, a log line is not worth a call.
                 self.dropped_lines += len(lines)
@@ -93,6 +96,12 @@ class CallLog:
 
     def _aside(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
 
 
 def _open(path: Path) -> int:

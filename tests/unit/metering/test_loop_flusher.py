@@ -108,6 +108,21 @@ def test_nobody_is_told_before_the_sync_and_what_comes_meanwhile_is_the_next_gro
     assert ends_of(results)[0].is_clean
 
 
+def test_closing_with_a_record_on_its_way_is_an_orderly_end(tmp_path: Path) -> None:
+    async def main() -> None:
+        acked: list[int] = []
+        fatal: list[Exception] = []
+        loop = asyncio.get_running_loop()
+        log = UsageLog(tmp_path / "w0", loop, SystemClock(), LogLimits(segment_bytes=4096), fatal.append)
+        assert log.is_on_loop
+        log.append(encode(served(1, 30)), acked.append)
+        await log.close()
+        assert (acked, fatal) == ([1], [])
+
+    asyncio.run(main())
+    assert ends_of(read_all(UsageReader(tmp_path)))[0].is_clean
+
+
 def test_a_failed_sync_stops_everything_and_calls_nobody_back(tmp_path: Path) -> None:
     async def main() -> None:
         bench = Bench(tmp_path)

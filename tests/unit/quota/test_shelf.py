@@ -102,3 +102,14 @@ def test_a_lost_owner_voids_leases_unless_the_plan_says_otherwise() -> None:
     assert lease.renew(1).unspent == 4
     holding = closed.renew(1)
     assert (holding.in_flight, holding.unspent) == (1, 0)
+
+
+def test_what_is_given_back_without_an_owner_is_not_told_to_the_next_one() -> None:
+    """The next owner counts what is in flight and what was finished; it never counted this call."""
+    for plan in (FAST, plan_of(calls_per_day=9, store_down="lease")):
+        shelf = leased(plan, 5)
+        shelf.give_up()
+        shelf.end_call()
+        shelf.put_back(shelf.lease, 1)
+        assert shelf.renew(1).in_flight == 0
+        assert not shelf.take_returns(slots_kept=64, is_all=False)

@@ -46,7 +46,7 @@ from gateway.quota.store import Decision, Grant
 from gateway.replays import REQUEST_BYTES_MAX, TOO_LARGE, UNSUPPORTED, Claim, ReplayStore, Stored
 from gateway.replies import GRPC_TYPE, answer_health, inference_lines, kept_of, lines_of, refuse, server_timing
 from gateway.routing.router import Endpoint
-from gateway.rows import RowPeek, row_peek_of
+from gateway.rows import ROWS_UNKNOWN, RowPeek, row_peek_of
 from gateway.shared import Shared, too_large
 from gateway.stream_meter import StreamMeter
 from gateway.tickets import Charge, Ticket
@@ -156,6 +156,8 @@ class LiveCall:
     request_bytes = 0
     is_request_ended = False
     is_gone = False
+    #: Answered well, but nothing was sold: no record, no count.
+    is_free = False
     is_streaming = False
     reply_status = 0
     reply_headers: Headers
@@ -362,6 +364,8 @@ class LiveCall:
             return False
         self.stage = PEEKING
         self.row_peek = peek
+        if self.body is None and self.exchange.head.expects_continue:
+            self.exchange.send_continue()
         if self.body is not None:
             verdict = peek.feed(self.body)
             self._take_rows(peek.finish() if verdict is False else verdict, peek)
@@ -424,7 +428,7 @@ class LiveCall:
             headers = forwarded_headers(facts, call_id, hex_id, left_ns, is_grpc=head.is_grpc)
             upstream = pool.request(head.method, head.target, headers, head.content_length, self)
         self.upstream = upstream
-        if head.expects_continue and self.claim is None:
+        if head.expects_continue and self.claim is None and self.row_peek is None:
             self.exchange.send_continue()
         if self.held_request is not None:
             held, self.held_request = self.held_request, None
@@ -446,8 +450,8 @@ class LiveCall:
         """Body bytes of the caller: on to the backend, or held while something is undecided."""
         size = len(data)
         self.request_bytes += size
-        if self.stage == DONE:
-            return
+        if self.stage >= RECORDING:
+            return  # answered before its request had ended: what is recorded is not refused any more
         if self.request_bytes > self.gateway.limits.body_bytes_max:
             self.refuse(too_large(self.gateway.limits.body_bytes_max))
             return
@@ -523,7 +527,11 @@ class LiveCall:
         endpoint = self.endpoint
         assert endpoint is not None
         if not endpoint.is_trusted and self.exchange.head.is_grpc:
-            self.rows = max(1, self.peeked_rows if self.peek is None else self.peek.rows)
+            rows = self.peeked_rows if self.peek is None else self.peek.rows
+            if rows < 0 and self.meter is None and self.ticket is not None and self.ticket.needs_rows:
+                self.refuse(ROWS_UNKNOWN)
+                return
+            self.rows = max(1, rows)
         kept, units = kept_of(headers)
         self.reply_headers = kept
         if endpoint.is_trusted:
@@ -591,6 +599,8 @@ class LiveCall:
     def on_reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole small reply in one step."""
         self.on_reply_head(status, headers, len(body))
+        if self.stage == DONE:
+            return
         if len(body) > _UNCOUNTED_BYTES_MAX or (self.meter is not None and body):
             self.on_reply_body(body)
         else:
@@ -601,6 +611,8 @@ class LiveCall:
     def on_reply_whole(self, status: int, headers: Headers, body: bytes, trailers: Headers) -> None:
         """A whole small reply with trailers in one step."""
         self.on_reply_head(status, headers, -1)
+        if self.stage == DONE:
+            return
         if len(body) > _UNCOUNTED_BYTES_MAX or (self.meter is not None and body):
             self.on_reply_body(body)
         else:
@@ -622,6 +634,11 @@ class LiveCall:
             is_ok = self.reply_status == 200
         if self.meter is not None and self.meter.is_begun:
             self._end_stream(self.meter, trailers, is_ok=is_ok)
+            return
+        if self.meter is not None and is_ok:
+            # A stream that said nothing: nothing was handed over, so nothing is sold, recorded or counted.
+            self.is_free = True
+            self.send()
             return
         if not is_ok:
             self.charge = self.policy.not_billable
@@ -822,7 +839,7 @@ class LiveCall:
         if self.stage == DONE:
             return
         gateway = self.gateway
-        is_counted = (self.code is None and not self.is_gone) or self.is_stream_billed
+        is_counted = (self.code is None and not self.is_gone and not self.is_free) or self.is_stream_billed
         self.stage = DONE
         self.exchange.call = None  # no cycle: the call is freed by its count, not by the collector
         gateway.live.discard(self)

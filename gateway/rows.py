@@ -12,6 +12,12 @@ from gateway.wire.oip_peek import json_rows
 JSON_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
+ROWS_UNKNOWN: Final = Refusal(
+    code=Code.INVALID_TENSOR,
+    message="the first input's shape cannot be read, and this model is priced by its rows",
+)
+
+
 class RowPeek:
     """Collects the JSON part: `head_bytes` of it, or the whole body when that is None."""
 
@@ -41,8 +47,7 @@ class RowPeek:
             return Refusal(code=Code.BAD_HEADER_LENGTH, message=message)
         rows = json_rows(bytes(self._json))
         if rows < 1:
-            message = "the first input's shape cannot be read, and this model is priced by its rows"
-            return Refusal(code=Code.INVALID_TENSOR, message=message)
+            return ROWS_UNKNOWN
         self.rows = rows
         return True
 

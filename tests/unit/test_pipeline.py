@@ -61,6 +61,7 @@ class FakeExchange:
         self.call: Any = None
         self.is_writable = True
         self.is_h2 = head.is_grpc
+        self.continues = 0
         self.replies: list[tuple[int, dict[bytes, bytes], bytes, Headers | None]] = []
         self.streamed = b""
         self.streamed_head: tuple[int, dict[bytes, bytes]] | None = None
@@ -83,7 +84,8 @@ class FakeExchange:
         self.ended = True
         self.trailers = dict(trailers or ())
 
-    def send_continue(self) -> None: ...
+    def send_continue(self) -> None:
+        self.continues += 1
 
     def pause(self) -> None:
         self.paused += 1
@@ -685,6 +687,58 @@ def test_rows_that_cannot_be_told_and_time_that_is_not_reported_are_refused() ->
         assert world.pool.requests == []
         assert world.quota.released == []
         world.assert_at_rest()
+
+
+def test_grpc_rows_that_cannot_be_told_are_not_sold_as_one() -> None:
+    """A first input whose shape stands behind much else, sent in two reads: the peek gives up on its rows."""
+    shape = b"\x1a\x03\xe8\x07\x04"
+    parameters = b"".join(b"\x22\x05\x0a\x01%c\x12\x00" % (65 + at % 26) for at in range(900))
+    tensor = b"\x0a\x01x\x12\x04FP32" + parameters + shape
+    size = len(tensor)
+    message = grpc_body(b"rows", b"\x2a" + bytes((size & 0x7F | 0x80, size >> 7)) + tensor)
+    for cut, is_sold in ((len(message), True), (4500, False)):
+        world = World(is_trusted=False)
+        exchange = world.begin(grpc_head(world))
+        for part in filter(None, (message[:cut], message[cut:])):
+            world.gateway.on_body(exchange, part)
+        world.gateway.on_end(exchange)
+        upstream = world.grpc_pool.requests[0]
+        upstream.listener.on_reply_whole(200, [], b"\0\0\0\0\0", [(b"grpc-status", b"0")])
+        world.log.sync()
+        if is_sold:
+            assert world.log.records[0].rows == 1000
+        else:
+            assert world.log.records == []
+            assert dict(exchange.replies[0][3] or [])[b"tollway-code"] == b"invalid_tensor"
+        world.assert_at_rest()
+
+
+def test_what_comes_after_the_answer_does_not_refuse_a_call_that_is_recorded(world: World) -> None:
+    limited = World(limits=Limits(body_bytes_max=8))
+    exchange = limited.begin(limited.head(length=-1))
+    limited.gateway.on_body(exchange, b"abc")
+    limited.answer(limited.pool.requests[0])
+    limited.gateway.on_body(exchange, b"too much by far")
+    assert exchange.replies == []
+    limited.log.sync()
+    assert exchange.replies[0][0] == 200
+    assert limited.quota.released == [True]
+    assert len(limited.log.records) == 1
+
+
+def test_a_caller_that_waits_for_100_gets_it_before_its_rows_are_counted() -> None:
+    world = World(is_trusted=False)
+    body = b'{"inputs": [{"name": "x", "shape": [3, 4], "datatype": "FP32", "data": []}]}'
+    head = world.head(b"/v2/models/rows/infer", length=len(body))
+    head.expects_continue = True
+    exchange = world.begin(head)
+    assert exchange.continues == 1
+    world.gateway.on_body(exchange, body)
+    world.gateway.on_end(exchange)
+    assert exchange.continues == 1, "once"
+    world.answer(world.pool.requests[0])
+    world.log.sync()
+    assert world.log.records[0].rows == 3
 
 
 def test_prices_are_pinned_for_the_whole_call() -> None:

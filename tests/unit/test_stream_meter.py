@@ -153,6 +153,15 @@ def test_a_caller_that_leaves_pays_for_what_was_handed_over(world: Streams) -> N
     world.assert_at_rest()
 
 
+def test_a_stream_that_says_nothing_is_free(world: Streams) -> None:
+    exchange, upstream = world.open()
+    upstream.listener.on_reply_end(OK)
+    assert exchange.replies
+    assert world.log.records == []
+    assert world.quota.released == [False]
+    world.assert_at_rest()
+
+
 def test_a_caller_that_leaves_before_anything_came_pays_nothing(world: Streams) -> None:
     exchange, upstream = world.open()
     upstream.listener.on_reply_body(response())

@@ -72,7 +72,7 @@ def test_nothing_to_compare_is_no_failure_of_one_case() -> None:
 
 
 def test_perturbation_is_seeded_and_leaves_integers_and_small_weights() -> None:
-    feeds = {"x": ONES, "ids": np.arange(3)}
+    feeds: dict[str, Any] = {"x": ONES, "ids": np.arange(3)}
     moved = perturb(feeds, 2**-11, 5)
     assert np.array_equal(moved["x"], perturb(feeds, 2**-11, 5)["x"])
     assert set(np.unique(moved["x"])) == {np.float32(1 - 2**-11), np.float32(1 + 2**-11)}

@@ -12,6 +12,7 @@ from gateway.errors import Code
 from gateway.net.exchange import Application
 from gateway.net.h1_bulk import BULK_BYTES_MIN, BulkReader
 from gateway.settings import Limits
+from gateway.wire.decimal import decimal
 from gateway.wire.http1 import HEAD_END, H1Head, Http1Error, RequestHeads, encode_fields, status_line
 from gateway.wire.http1_body import BodyReader
 from gateway.wire.status import http_status, oip_error_body
@@ -60,9 +61,13 @@ class H1Exchange:
             return
         self._connection = None
         is_kept = connection.keeps(self)
-        pattern = b"%b%bcontent-length: %d\r\n\r\n%b" if is_kept else _LAST_REPLY
         sent = b"" if self.head.method == b"HEAD" else body
-        connection.write(pattern % (status_line(status), lines, len(body), sent))
+        if is_kept:
+            connection.write(
+                b"%b%bcontent-length: %b\r\n\r\n%b" % (status_line(status), lines, decimal(len(body)), sent)
+            )
+        else:
+            connection.write(_LAST_REPLY % (status_line(status), lines, len(body), sent))
         connection.on_replied(self, is_kept=is_kept)
 
     def send_head(self, status: int, headers: Headers) -> None:

@@ -12,6 +12,7 @@ from gateway.call import Data, Headers
 from gateway.net.address import Address, open_connection
 from gateway.net.exchange import POOL_FULL, UpstreamListener
 from gateway.settings import Limits
+from gateway.wire.decimal import decimal
 from gateway.wire.http1 import HEAD_END, Http1Error, ResponseHead, ResponseHeads, encode_fields
 from gateway.wire.http1_body import BodyReader
 
@@ -375,12 +376,12 @@ class H1UpstreamPool:
         """As `request_raw` and its body and end, in one write."""
         request = H1Request(self, method, listener, is_chunked=False)
         request.is_ended = True
-        data = b"%b %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n%b" % (
+        data = b"%b %b HTTP/1.1\r\n%b%bcontent-length: %b\r\n\r\n%b" % (
             method,
             target,
             self._authority,
             fields,
-            len(body),
+            decimal(len(body)),
             body,
         )
         if self._idle:

@@ -1,6 +1,5 @@
 """HOT PATH. Owns the histogram of durations and the form in which a worker's counters travel to the supervisor."""
 
-from bisect import bisect_left
 from typing import Final
 
 import msgspec
@@ -11,7 +10,7 @@ DURATION_BOUNDS_S: Final = (
 )  # fmt: skip
 #: The same in nanoseconds.
 BOUNDS_NS: Final = tuple(int(bound * 1e9) for bound in DURATION_BOUNDS_S)
-_BUCKETS: Final = len(BOUNDS_NS) + 1
+BUCKETS: Final = len(BOUNDS_NS) + 1
 
 
 class Histogram(msgspec.Struct):
@@ -22,11 +21,7 @@ class Histogram(msgspec.Struct):
 
     @classmethod
     def empty(cls) -> "Histogram":
-        return cls(buckets=[0] * _BUCKETS)
-
-    def observe_ns(self, duration_ns: int) -> None:
-        self.buckets[bisect_left(BOUNDS_NS, duration_ns)] += 1
-        self.sum_ns += duration_ns
+        return cls(buckets=[0] * BUCKETS)
 
     def merge(self, other: "Histogram") -> None:
         self.buckets = [mine + theirs for mine, theirs in zip(self.buckets, other.buckets, strict=True)]

@@ -7,7 +7,7 @@ Labels come from bounded sets: `protocol` (http, grpc), `model` (names some back
 from bisect import bisect_left
 from typing import Final
 
-from gateway.monitoring.histograms import BOUNDS_NS, Histogram, WorkerMetrics
+from gateway.monitoring.histograms import BOUNDS_NS, BUCKETS, Histogram, WorkerMetrics
 
 MODELS_MAX: Final = 200
 
@@ -36,36 +36,53 @@ METRICS: Final = {
 }
 
 
+class Cell:
+    """A `Histogram` as the hot side keeps it: structs cannot be compiled."""
+
+    __slots__ = ("buckets", "sum_ns")
+
+    def __init__(self) -> None:
+        self.buckets: list[int] = [0] * BUCKETS
+        self.sum_ns = 0
+
+    def observe_ns(self, duration_ns: int) -> None:
+        self.buckets[bisect_left(BOUNDS_NS, duration_ns)] += 1
+        self.sum_ns += duration_ns
+
+    def histogram(self) -> Histogram:
+        """A copy for a scrape."""
+        return Histogram(buckets=list(self.buckets), sum_ns=self.sum_ns)
+
+
 class CallCounters:
     """The hot side: one `observe` per call. `known_models` bounds the model label."""
 
     __slots__ = ("_cells", "_models", "record_wait")
 
     def __init__(self) -> None:
-        self._cells: dict[tuple[str, str, str], Histogram] = {}
+        self._cells: dict[tuple[str, str, str], Cell] = {}
         self._models: set[str] = set()
-        self.record_wait = Histogram.empty()
+        self.record_wait = Cell()
 
     def observe(self, protocol: str, model: str, code: str, duration_ns: int) -> None:
         """Count one finished call."""
         cell = self._cells.get((protocol, model, code))
         if cell is None:
             cell = self._new_cell(protocol, model, code)
-        cell.buckets[bisect_left(BOUNDS_NS, duration_ns)] += 1
-        cell.sum_ns += duration_ns
+        cell.observe_ns(duration_ns)
 
-    def _new_cell(self, protocol: str, model: str, code: str) -> Histogram:
+    def _new_cell(self, protocol: str, model: str, code: str) -> Cell:
         if model not in self._models and len(self._models) >= MODELS_MAX:
             model = "other"
         self._models.add(model)
-        return self._cells.setdefault((protocol, model, code), Histogram.empty())
+        return self._cells.setdefault((protocol, model, code), Cell())
 
     def export(self, gauges: dict[str, float], backends: dict[str, float]) -> WorkerMetrics:
         """A copy for a scrape; the key is the three labels joined by NUL (they never contain it)."""
         return WorkerMetrics(
             calls={"\0".join(key): sum(cell.buckets) for key, cell in self._cells.items()},
-            durations={"\0".join(key): cell for key, cell in self._cells.items()},
-            record_wait=self.record_wait,
+            durations={"\0".join(key): cell.histogram() for key, cell in self._cells.items()},
+            record_wait=self.record_wait.histogram(),
             gauges=gauges,
             backends=backends,
         )

@@ -20,7 +20,7 @@ LIVE: Final = 0
 READY: Final = 1
 HEALTH: Final = 2
 SERVER_READ: Final = 3
-#: Changes a backend: scope `admin`. Its model, if any, need not be served yet.
+#: Changes a backend: scope `operate`, and every model allowed. Its model, if any, need not be served yet.
 ADMIN: Final = 4
 MODEL_READ: Final = 5
 INFER: Final = 6
@@ -163,8 +163,7 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
                 return Refusal(code=Code.NOT_IMPLEMENTED, message=_SHARED_MEMORY)
             return Refusal(code=Code.NOT_IMPLEMENTED, message=f"method {method} is not served")
         facts.kind = kind
-        # What a message of ADMIN names is not looked at: its caller must be allowed every model.
-        facts.is_listing = kind == ADMIN or head.target in _LISTING_RPCS
+        facts.is_listing = head.target in _LISTING_RPCS
         facts.is_stream = head.target == STREAM_INFER_RPC
         if head.method != b"POST":
             return Refusal(code=Code.METHOD_NOT_ALLOWED, message="gRPC calls are POST")
@@ -177,7 +176,7 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
         message = _SHARED_MEMORY if route.verb is Verb.SHARED_MEMORY else f"{route.verb.value} is not served yet"
         return Refusal(code=Code.NOT_IMPLEMENTED, message=message)
     facts.kind, facts.model, facts.version = kind, route.model, route.version
-    facts.is_listing = route.verb in _LISTING_VERBS or (kind == ADMIN and not route.model)
+    facts.is_listing = route.verb in _LISTING_VERBS
     facts.is_stream = route.verb is Verb.MODEL_GENERATE_STREAM
     methods = METHODS[route.verb]
     if head.method not in methods:

@@ -19,7 +19,7 @@ from typing import Final
 
 from billing import failpoint
 from billing.events import Outcome
-from gateway.auth.keyring import UNAUTHENTICATED, Principal, Scope, authorize
+from gateway.auth.keyring import UNAUTHENTICATED, Principal, Scope, authorize, authorize_operation
 from gateway.call import Data, Headers
 from gateway.errors import Code, Refusal
 from gateway.forwarding import forwarded_block, forwarded_headers, forwarded_lines
@@ -79,7 +79,6 @@ RECORDING: Final = 3  # the reply is complete and waits for its record
 DONE: Final = 4
 _OK: Final = int(Outcome.OK)
 _SCOPE_READ: Final = Scope.READ
-_SCOPE_ADMIN: Final = Scope.ADMIN
 
 
 class Gateway(Shared):
@@ -326,9 +325,10 @@ class LiveCall:
             if is_infer:
                 self.ticket = ticket = self.policy.ticket(principal, self.model, self.version, is_grpc=is_grpc)
                 refusal = ticket.refusal
+            elif facts.kind == ADMIN:
+                refusal = authorize_operation(principal)
             else:
-                scope = _SCOPE_ADMIN if facts.kind == ADMIN else _SCOPE_READ
-                refusal = authorize(principal, scope, self.model or None)
+                refusal = authorize(principal, _SCOPE_READ, self.model or None)
             if refusal is not None:
                 self.refuse(refusal)
                 return

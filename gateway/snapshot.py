@@ -32,7 +32,7 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     key_id: str
     tenant: str
     secrets: tuple[Secret, ...]
-    #: "infer", "read" (metadata, ready, config, statistics), "admin" (repository control).
+    #: "infer", "read" (metadata, ready, config, statistics), "admin" (/me), "operate" (backends).
     scopes: tuple[str, ...]
     #: None: every model; otherwise exact names.
     models: tuple[str, ...] | None = None

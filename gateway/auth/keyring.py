@@ -29,10 +29,13 @@ class Scope(IntEnum):
 
     INFER = 1
     READ = 2
+    #: What a tenant does about itself (/me).
     ADMIN = 4
+    #: What the operator does to the shared backends.
+    OPERATE = 8
 
 
-_SCOPES: Final = {"infer": Scope.INFER, "read": Scope.READ, "admin": Scope.ADMIN}
+_SCOPES: Final = {"infer": Scope.INFER, "read": Scope.READ, "admin": Scope.ADMIN, "operate": Scope.OPERATE}
 
 UNAUTHENTICATED: Final = Refusal(
     code=Code.UNAUTHENTICATED, message="a valid API key is required: send 'Authorization: Bearer <key>'"
@@ -49,6 +52,9 @@ INCOMPLETE: Final = Refusal(
     code=Code.POLICY_STALE, message="the policy of this key is not available yet", retry_after_ms=1000
 )
 _MODEL_FORBIDDEN: Final = Refusal(code=Code.MODEL_FORBIDDEN, message="this API key may not use this model")
+_OPERATE_LIMITED: Final = Refusal(
+    code=Code.MODEL_FORBIDDEN, message="this API key is limited to some models and may not change a backend"
+)
 _SCOPE_FORBIDDEN: Final = {
     scope: Refusal(code=Code.SCOPE_FORBIDDEN, message=f"this API key lacks the scope '{name}'")
     for name, scope in _SCOPES.items()
@@ -169,6 +175,17 @@ def authorize(principal: Principal, scope: Scope, model: str | None) -> Refusal 
     if model is not None and principal.models is not None and model not in principal.models:
         return _MODEL_FORBIDDEN
     return None
+
+
+def authorize_operation(principal: Principal) -> Refusal | None:
+    """Why `principal` may not change a backend; None when it may.
+
+    Every model must be its own to use: a load with a configuration, or an unload with dependents, reaches others than
+    the one in its target, and bodies are not read here.
+    """
+    if not principal.scopes & Scope.OPERATE:
+        return _SCOPE_FORBIDDEN[Scope.OPERATE]
+    return None if principal.models is None else _OPERATE_LIMITED
 
 
 def _verdict(key: Key, tenants: dict[str, Tenant], plans: dict[str, Plan]) -> Principal | Refusal:

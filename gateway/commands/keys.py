@@ -18,7 +18,7 @@ def create(
     *,
     tenant: Annotated[str, typer.Option(help="Whose key it is.")],
     name: Annotated[str, typer.Option(help="A name for people.")] = "",
-    scope: Annotated[list[str] | None, typer.Option(help="infer, read or admin; repeatable.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="infer, read, admin or operate; repeatable.")] = None,
     model: Annotated[list[str] | None, typer.Option(help="A model it may call; repeatable; default: every.")] = None,
     expires: Annotated[str | None, typer.Option(help="Lifetime: 90s, 15m, 12h, 30d; default: none.")] = None,
     parent: Annotated[str | None, typer.Option(help="Id of the key whose rights bound it.")] = None,

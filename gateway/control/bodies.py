@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from billing.money import is_currency
 
-Scope = Literal["infer", "read", "admin"]
+Scope = Literal["infer", "read", "admin", "operate"]
 SLUG = r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$"
 LIFETIME_S_MAX = 10 * 366 * 86_400
 OVERLAP_S_MAX = 30 * 86_400
@@ -116,7 +116,8 @@ class KeyBody(Body):
         default=["infer", "read"],
         min_length=1,
         max_length=8,
-        description='"infer" calls models, "read" sees metadata and statistics, "admin" loads and unloads models.',
+        description='"infer" calls models, "read" sees metadata and statistics, "admin" changes the tenant\'s own keys '
+        'and webhooks (/me), "operate" changes the backends that all tenants share.',
     )
     models: Annotated[list[ModelName] | None, AfterValidator(sorted_models)] = Field(
         default=None, min_length=1, max_length=1_000, description="Exact names it may call; null: every model."

@@ -1,6 +1,6 @@
 """Owns the calls that change an engine while it serves: load and unload, trace and log settings; REST and gRPC alike.
 
-Who may make them is the gateway's to decide (scope `admin`); the engine's socket is its owner's alone.
+Who may make them is the gateway's to decide (scope `operate`); the engine's socket is its owner's alone.
 """
 
 import asyncio

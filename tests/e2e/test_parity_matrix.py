@@ -292,7 +292,7 @@ def open_gateway(stack: ExitStack, tollway: Tollway, model: str) -> Door:
     """By a key that may do everything."""
     stack.enter_context(tollway)
     tollway.create_tenant("parity")
-    key = tollway.create_key("parity", scopes=["infer", "read", "admin"])
+    key = tollway.create_key("parity", scopes=["infer", "read", "operate"])
     tollway.wait_for_key(key)
     auth = (("authorization", f"Bearer {key}"),)
     client = httpx.Client(base_url=tollway.http_url, headers=dict(auth), trust_env=False, timeout=60)

@@ -142,7 +142,7 @@ def principal_with(**fields: Any) -> Principal:
 def test_scopes_are_required_one_by_one_and_unknown_names_give_nothing() -> None:
     principal = principal_with(scopes=("read", "everything"))
     assert authorize(principal, Scope.READ, None) is None
-    for scope, name in ((Scope.INFER, "infer"), (Scope.ADMIN, "admin")):
+    for scope, name in ((Scope.INFER, "infer"), (Scope.ADMIN, "admin"), (Scope.OPERATE, "operate")):
         refusal = authorize(principal, scope, None)
         assert refusal is not None
         assert refusal.code is Code.SCOPE_FORBIDDEN

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from gateway.control.attenuation import CHAIN_MAX, Grant, effective, find_chain_excess, find_excess, meet
 
-SCOPES = ("infer", "read", "admin")
+SCOPES = ("infer", "read", "admin", "operate")
 names = st.frozensets(st.sampled_from(("a", "b", "c")), max_size=3)
 grants = st.builds(
     Grant,

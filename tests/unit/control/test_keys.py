@@ -11,7 +11,7 @@ from gateway.control.keys import LIVE_SECRETS_MAX
 from gateway.errors import Code, Refusal
 from tests.unit.control.support import NS_PER_S, Desk
 
-SCOPES = ["infer", "read", "admin"]
+SCOPES = ["infer", "read", "admin", "operate"]
 
 
 def verdict(desk: Desk, text: str) -> Principal | Refusal:

@@ -184,6 +184,14 @@ def test_a_key_cannot_give_more_than_it_has(two: Two) -> None:
     assert (made["models"], made["expires_at"] is not None) == (["ocr"], True)
 
 
+def test_only_a_key_to_which_the_operator_gave_operate_can_give_it(two: Two) -> None:
+    answer = two.ask("acme", "POST", "/me/keys", {"scopes": ["operate"]})
+    assert (answer.status_code, answer.json()["code"]) == (403, "exceeds_parent")
+    two.keys["acme"] = two.desk.new_key("acme", scopes=["admin", "operate"])["key"]
+    made = two.must("acme", "POST", "/me/keys", {"scopes": ["operate"]})["details"]
+    assert made["scopes"] == ["operate"]
+
+
 def test_limits_say_what_is_left_of_the_day_and_the_month(two: Two) -> None:
     plan = {"name": "small", "pricing": "priced", "rate_calls": 5, "burst": 9, "calls_per_day": 1_200}
     two.desk.must("POST", "/admin/plans", plan)

@@ -159,8 +159,7 @@ class ReplayStore:
     def release(self, path: Path, fd: int) -> None:
         """For claims only."""
         self._claims -= 1
-        path.with_name(path.name + _LOCK).unlink(missing_ok=True)
-        os.close(fd)
+        _let_go(path, fd, is_ours=True)
 
     def sweep(self, now_s: int) -> int:
         """Forget what is older than 24 hours, a few files at a time; how many went."""
@@ -178,27 +177,27 @@ class ReplayStore:
             return FULL
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path.with_name(path.name + _LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        is_ours = False
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between our look and our lock the call may have ended: then its reply is there, or its lock file is gone.
+            is_ours = os.fstat(fd).st_nlink > 0
+            found = _found(path, fingerprint, now_s)
+            if found is None and is_ours:
+                os.pwrite(fd, fingerprint, 0)
+                known = self._counts[folder]
+                self._counts[folder] = (known[0] + 1, known[1])
+                self._claims += 1
+                return Claim(self, path, fd, fingerprint, now_s)
         except BlockingIOError:
-            running = os.pread(fd, len(fingerprint), 0)
-            os.close(fd)
+            running = _running(fd, len(fingerprint))
             return MISMATCH if running and running != fingerprint else IN_FLIGHT
-        self._claims += 1
-        # Between our look and our lock the call may have ended: then its reply is there, or its lock file is gone.
-        found = _found(path, fingerprint, now_s)
-        if os.fstat(fd).st_nlink == 0:
-            # Not ours to remove any more: the name may be another's lock by now.
-            self._claims -= 1
-            os.close(fd)
-            return found or IN_FLIGHT
-        if found is not None:
-            self.release(path, fd)
-            return found
-        os.pwrite(fd, fingerprint, 0)
-        known = self._counts[folder]
-        self._counts[folder] = (known[0] + 1, known[1])
-        return Claim(self, path, fd, fingerprint, now_s)
+        except BaseException:
+            # A disk that fails here must not cost a file, a lock and a claim for good.
+            _let_go(path, fd, is_ours=is_ours)
+            raise
+        _let_go(path, fd, is_ours=is_ours)
+        return found or IN_FLIGHT
 
     def _count(self, folder: Path, now_s: int) -> int:
         known = self._counts.get(folder)
@@ -208,6 +207,23 @@ class ReplayStore:
                 self._counts.clear()
             known = self._counts[folder] = (sum(not name.endswith(_LOCK) for name in names), now_s)
         return known[0]
+
+
+def _running(fd: int, size: int) -> bytes:
+    """The fingerprint of the call that holds the lock; closes `fd`."""
+    try:
+        return os.pread(fd, size, 0)
+    finally:
+        os.close(fd)
+
+
+def _let_go(path: Path, fd: int, *, is_ours: bool) -> None:
+    """Give a lock back. One that is not `is_ours` is not removed: its name may be another's lock by now."""
+    try:
+        if is_ours:
+            path.with_name(path.name + _LOCK).unlink(missing_ok=True)
+    finally:
+        os.close(fd)
 
 
 def _found(path: Path, fingerprint: bytes, now_s: int) -> Stored | Refusal | None:

@@ -1,5 +1,6 @@
 """I4: N sends of one Idempotency-Key are one execution, billed once, with the same bytes back, over workers."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from gateway.call import RequestHead
 from gateway.errors import Refusal
 from gateway.replays import (
     ALREADY_SERVED,
+    BROKEN,
     CLAIMS_MAX,
     FULL,
     IN_FLIGHT,
@@ -175,6 +177,24 @@ def test_a_disk_that_cannot_be_written_refuses_the_call(tmp_path: Path) -> None:
     found = begin(ReplayStore(tmp_path / "replay"))
     assert isinstance(found, Refusal)
     assert found.code == "metering_unavailable"
+
+
+@pytest.mark.parametrize("fault", ["pwrite", "fstat"])
+def test_claims_that_a_full_disk_stopped_leave_nothing_behind_when_it_recovers(
+    store: ReplayStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    open_before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as broken:
+        broken.setattr(replays.os, fault, full)
+        for number in range(CLAIMS_MAX + 1):
+            assert begin(store, b"k%d" % number) is BROKEN
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    claimed(store, b"k0").end()
+    served(store, key=b"k1")
+    assert isinstance(begin(ReplayStore(tmp_path / "replay"), b"k1"), Stored)
 
 
 HOLDER = """

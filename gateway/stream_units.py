@@ -24,7 +24,7 @@ _EVENT_ERROR: Final = b'data: {"error"'
 class MessageUnits:
     """Counts gRPC messages."""
 
-    __slots__ = ("_kept", "_left", "_prefix", "count", "errors", "finals", "is_within")
+    __slots__ = ("_is_plain", "_kept", "_left", "_prefix", "_size", "count", "errors", "finals", "is_within")
 
     def __init__(self) -> None:
         self.count = 0
@@ -34,6 +34,8 @@ class MessageUnits:
         self._prefix = b""
         #: Of the message under way: bytes that have not come, -1 between messages; and how it begins.
         self._left = -1
+        self._size = 0
+        self._is_plain = True
         self._kept = b""
 
     def feed(self, data: Data) -> None:
@@ -46,7 +48,8 @@ class MessageUnits:
                 position += take
                 if len(self._prefix) < PREFIX_BYTES:
                     return
-                self._left = int.from_bytes(self._prefix[1:], "big")
+                self._left = self._size = int.from_bytes(self._prefix[1:], "big")
+                self._is_plain = not self._prefix[0]
                 self._prefix = self._kept = b""
             else:
                 take = min(self._left, size - position)
@@ -60,9 +63,14 @@ class MessageUnits:
                 self._take(self._kept)
 
     def _take(self, message: bytes) -> None:
+        if not self._is_plain:
+            # Compressed, against what was agreed: what it holds is not known, but it is never free.
+            self.count += 1
+            self.is_within = True
+            return
         if message[:1] == b"\x0a":
             self.errors += 1
-        elif has_outputs(message):
+        elif has_outputs(message, self._size):
             self.count += 1
             self.is_within = True
         if _FINAL in message:
@@ -70,13 +78,17 @@ class MessageUnits:
             self.is_within = False
 
 
-def has_outputs(message: bytes) -> bool:
-    """Whether the infer_response of a message has outputs (fields 5, 6): an empty end has none."""
+def has_outputs(message: bytes, size_bytes: int) -> bool:
+    """Whether the infer_response of a message has outputs (fields 5, 6): an empty end has none.
+
+    `message` may be only the beginning of `size_bytes`. Where it ends before its outputs could be found it has some:
+    what stands before them (the id) is the caller's, who must not make a response free by its length.
+    """
     try:
         if message[0] != _RESPONSE:
             return False
         size, position = _varint(message, 1)
-        end = min(position + size, len(message))
+        end = position + size
         while position < end:
             tag = message[position]
             if tag in (0x2A, 0x32):
@@ -86,7 +98,7 @@ def has_outputs(message: bytes) -> bool:
             length, position = _varint(message, position + 1)
             position += length
     except IndexError:
-        return False
+        return size_bytes > len(message)
     return False
 
 

@@ -399,3 +399,25 @@ def test_a_streamed_reply_still_counts_against_the_body_limit_of_requests() -> N
     exchange, _ = world.started()
     world.gateway.on_body(exchange, request())
     assert exchange.trailers[b"tollway-code"] == b"body_too_large"
+
+
+def test_a_long_id_before_the_outputs_makes_no_response_free() -> None:
+    for size in (3000, 4070, 4085, 4090, 4096, 9000):
+        for step in (1 << 20, 1000):
+            message = service_pb2.ModelStreamInferResponse()
+            message.infer_response.id = "i" * size
+            message.infer_response.outputs.add(name="y", datatype="UINT8", shape=[1])
+            data = frame(message.SerializeToString())
+            units = MessageUnits()
+            for begin in range(0, len(data), step):
+                units.feed(data[begin : begin + step])
+            assert units.count == 1, (size, step)
+
+
+def test_a_short_end_without_outputs_is_no_unit_and_a_compressed_message_is_one() -> None:
+    units = MessageUnits()
+    units.feed(response(has_outputs=False, is_final=True))
+    assert (units.count, units.finals) == (0, 1)
+    units.feed(b"\1" + response(has_outputs=False)[1:])
+    units.feed(response())
+    assert (units.count, units.errors, units.is_within) == (2, 0, True)

@@ -106,7 +106,7 @@ def write_files(name: str, override: Override) -> ModelFolder:
     """A folder with the files of `override`. Blocks; `remove_files` takes it away.
 
     Raises:
-        TollwayError: bad_request, for a model that would be code.
+        TollwayError: bad_request, for a model that would be code, or a path that is a file and a folder at once.
     """
     message = model_config_pb2.ModelConfig()
     text_format.Parse(override.config, message)
@@ -114,16 +114,29 @@ def write_files(name: str, override: Override) -> ModelFolder:
     if platform not in _DATA_PLATFORMS:
         raise _bad(f"a load brings no files for '{message.platform or message.backend}': they would be code")
     root = Path(tempfile.mkdtemp(prefix="tollway-model-"))
+    try:
+        versions = _fill(root, override.files)
+    except BaseException:
+        shutil.rmtree(root, ignore_errors=True)
+        raise
+    return ModelFolder(name=name, path=root, versions=tuple(sorted(versions)))
+
+
+def _fill(root: Path, files: Mapping[str, bytes]) -> set[int]:
+    """Write `files` below `root`; the versions among them."""
     versions = set()
-    for path, data in override.files.items():
+    for path, data in files.items():
         parts = path.split("/")
         number = version_number(parts[0]) if len(parts) > 1 else None
         if number is not None:
             versions.add(number)
         target = root.joinpath(*parts)
-        target.parent.mkdir(exist_ok=True)
-        target.write_bytes(data)
-    return ModelFolder(name=name, path=root, versions=tuple(sorted(versions)))
+        try:
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(data)
+        except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+            raise _bad(f"file '{path[:200]}': one path of a load is a file and a folder at once") from error
+    return versions
 
 
 def remove_files(folder: ModelFolder) -> None:

@@ -288,7 +288,8 @@ def _lifetime_s(caller: Principal, asked_s: int | None, now_ns: int) -> int | No
     """Without a wish a key ends with the caller's; that it ends no later is the attenuation's to check."""
     if asked_s is not None or caller.key.expires_ns is None:
         return asked_s
-    return max(1, (caller.key.expires_ns - now_ns) // 1_000_000_000)
+    # A second less: it is counted from the change's own, later clock reading, and must not outlive the caller's key.
+    return max(1, (caller.key.expires_ns - now_ns) // 1_000_000_000 - 1)
 
 
 def _require_below(tx: Connection, key_id: str, caller: Principal) -> None:

@@ -192,6 +192,22 @@ def test_only_a_key_to_which_the_operator_gave_operate_can_give_it(two: Two) -> 
     assert made["scopes"] == ["operate"]
 
 
+def test_a_key_made_without_a_wish_never_outlives_its_parent_whatever_the_time_between_two_looks_at_the_clock(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two.keys["acme"] = two.desk.new_key("acme", scopes=["read", "admin"], expires_s=3_600)["key"]
+    clock = two.desk.clock
+    look = clock.wall_ns
+
+    def slow_look() -> int:
+        clock.advance(300_000_000)
+        return look()
+
+    monkeypatch.setattr(clock, "wall_ns", slow_look)
+    for _ in range(10):
+        assert two.must("acme", "POST", "/me/keys", {"scopes": ["read"]})["details"]["expires_at"] is not None
+
+
 def test_limits_say_what_is_left_of_the_day_and_the_month(two: Two) -> None:
     plan = {"name": "small", "pricing": "priced", "rate_calls": 5, "burst": 9, "calls_per_day": 1_200}
     two.desk.must("POST", "/admin/plans", plan)

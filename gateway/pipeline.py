@@ -48,7 +48,7 @@ from gateway.replies import GRPC_TYPE, answer_health, inference_lines, kept_of, 
 from gateway.routing.router import Endpoint
 from gateway.rows import ROWS_UNKNOWN, RowPeek, row_peek_of
 from gateway.shared import Shared, too_large
-from gateway.stream_meter import StreamMeter
+from gateway.stream_meter import OVER, UNTIMED, StreamMeter
 from gateway.tickets import Charge, Ticket
 from gateway.wire.grpc import PREFIX_BYTES
 from gateway.wire.grpc_blocks import (
@@ -325,6 +325,8 @@ class LiveCall:
             if is_infer:
                 self.ticket = ticket = self.policy.ticket(principal, self.model, self.version, is_grpc=is_grpc)
                 refusal = ticket.refusal
+                if refusal is None and self.meter is not None and ticket.unmeasured is not None:
+                    refusal = UNTIMED
             elif facts.kind == ADMIN:
                 refusal = authorize_operation(principal)
             else:
@@ -393,6 +395,10 @@ class LiveCall:
             self.gateway.quota.release(decision, is_counted=False)
         else:
             self.grant = decision
+            if self.meter is not None:
+                self.meter.admit_more()
+                if self.stage != DECIDING:
+                    return
             assert self.endpoint is not None
             self.forward(self.endpoint)
 
@@ -595,6 +601,10 @@ class LiveCall:
         """Send the head of a reply that is metered as it goes; what it costs is told at its end."""
         self.is_streaming = True
         self.exchange.send_head(self.reply_status, self.reply_headers + self._own_headers(0))
+
+    def end_stream(self) -> None:
+        """A stream's final record is on its way (`record`, of a stream)."""
+        self.stage = RECORDING
 
     def on_reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole small reply in one step."""
@@ -841,6 +851,8 @@ class LiveCall:
         gateway = self.gateway
         is_counted = (self.code is None and not self.is_gone and not self.is_free) or self.is_stream_billed
         self.stage = DONE
+        if self.meter is not None:
+            self.meter.state = OVER
         self.exchange.call = None  # no cycle: the call is freed by its count, not by the collector
         gateway.live.discard(self)
         if self.deadline is not None:

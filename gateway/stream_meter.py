@@ -35,6 +35,11 @@ REQUESTS_MAX: Final = 10_000
 _OK: Final = int(Outcome.OK)
 _FAILED: Final = int(Outcome.FAILED)
 _NOT_BILLABLE: Final = int(Reason.NOT_BILLABLE)
+#: Compute time is told at the end of a reply, so whoever left before it would have it for nothing.
+UNTIMED: Final = Refusal(
+    code=Code.NOT_IMPLEMENTED,
+    message="this model is priced by compute time and so not sold as a stream: use infer",
+)
 
 BEFORE: Final = 0
 OPENING: Final = 1  # the intent is not durable yet
@@ -68,6 +73,9 @@ class Streamed(Protocol):
 
     def begin_stream(self) -> None:
         """Send the head."""
+
+    def end_stream(self) -> None:
+        """The final record is on its way: from here on a deadline changes nothing, and who leaves is only noted."""
 
     def hold(self, size: int) -> None:
         """Count bytes that wait here in the worker's budget; negative: they have gone on."""
@@ -158,7 +166,8 @@ class StreamMeter:
             self._checkpoint()
         elif self._timer is None and units.count > self._checkpointed:
             self._timer = call.gateway.loop.call_later(CHECKPOINT_S, self._on_timer)
-        self._record_answered(units.finals)
+        if self.state == OPEN:  # a revoked key may have ended it
+            self._record_answered(units.finals)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -189,9 +198,9 @@ class StreamMeter:
             message = f"more than {REQUESTS_MAX} requests on one stream: open another"
             self.call.refuse(Refusal(code=Code.BAD_REQUEST, message=message))
             return
-        self._admit_more()
+        self.admit_more()
 
-    def _admit_more(self) -> None:
+    def admit_more(self) -> None:
         """Each further request takes of rate and caps; the stream holds one place of the concurrency limit."""
         call = self.call
         quota = call.gateway.quota
@@ -202,22 +211,27 @@ class StreamMeter:
             quota.release(grant, is_counted=True)
             self._is_asking = True
             decision = quota.admit(call.principal.tenant, call.principal.plan, self._on_decision)
-            if decision is not None:
-                self._on_decision(decision)
+            if decision is None or not self._take_decision(decision):
+                return
 
     def _on_decision(self, decision: Decision) -> None:
+        if self._take_decision(decision):
+            self.admit_more()
+
+    def _take_decision(self, decision: Decision) -> bool:
+        """Whether the request may pass; a grant that comes after the end is given back."""
         self._is_asking = False
         call = self.call
         if self.state >= CLOSING:
             if not isinstance(decision, Refusal) and call.gateway.quota is not None:
                 call.gateway.quota.release(decision, is_counted=False)
-            return
+            return False
         if isinstance(decision, Refusal):
             call.refuse(decision)
-            return
+            return False
         call.grant = decision
         self._admitted += 1
-        self._admit_more()
+        return True
 
     # -- end ----------------------------------------------------------------------------------------------------------
 
@@ -231,8 +245,10 @@ class StreamMeter:
 
     def _close(self, trailers: Headers) -> None:
         self._end_trailers = trailers
-        answered = self.requests - self._units.errors if self._units.count else 0
-        self._settle(max(answered, 1 if self._units.count else 0))
+        if not self._is_end_ok or not self._units.count:
+            self._settle(self._answered_now())
+        else:
+            self._settle(max(1, self.requests - self._units.errors))
 
     def leave(self) -> bool:
         """The caller is gone, or the reply was cut: record what was handed over. False: there is nothing to record."""
@@ -254,6 +270,7 @@ class StreamMeter:
     def _settle(self, answered: int) -> None:
         """Append the final records; the call ends when they are durable."""
         call = self.call
+        call.end_stream()
         self.state = CLOSING
         if self._timer is not None:
             self._timer.cancel()
@@ -280,6 +297,8 @@ class StreamMeter:
                 call.code = Code.BACKEND_FAULT
             own = [(b"tollway-charge", call.charge.text)] if call.ticket is not None else []
             call.exchange.send_end([*trailers, *own])
+        elif call.is_gone and call.code is None:
+            call.code, call.status = Code.CANCELLED, 499
         self.state = OVER
         call.finish()
 

@@ -353,20 +353,98 @@ def test_keyless_streams_pass_unmetered() -> None:
     world.assert_at_rest()
 
 
-def test_what_time_costs_is_told_by_the_trailers_of_a_trusted_backend() -> None:
-    for is_trusted, served in ((True, (Outcome.OK, 1, 10)), (False, None)):
-        world = Streams(is_trusted=is_trusted)
-        exchange = world.begin(world.head(STREAM, is_grpc=True, length=-1))
-        world.gateway.on_body(exchange, request("timed"))
-        if served is None:
-            assert exchange.replies
-            continue
-        upstream = world.grpc_pool.requests[-1]
-        upstream.listener.on_reply_head(200, [], -1)
-        upstream.listener.on_reply_body(response())
-        world.log.sync()
-        upstream.listener.on_reply_end([*OK, (b"tollway-compute-ns", b"2000000")])
-        assert world.served() == [served]
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_a_model_priced_by_time_is_not_sold_as_a_stream(*, is_trusted: bool) -> None:
+    world = Streams(is_trusted=is_trusted)
+    exchange = world.begin(world.head(STREAM, is_grpc=True, length=-1))
+    world.gateway.on_body(exchange, request("timed"))
+    trailers = dict(exchange.replies[0][3] or exchange.replies[0][1])
+    assert trailers[b"grpc-status"] == b"12"
+    assert world.grpc_pool.requests == []
+    assert world.log.records == []
+    world.assert_at_rest()
+    assert (
+        refused_with(world.post(world.head(b"/v2/models/timed/generate_stream", method=b"POST"))) == "not_implemented"
+    )
+
+
+@pytest.mark.parametrize("is_asked_elsewhere", [True, False])
+def test_requests_that_come_with_the_first_are_admitted(world: Streams, *, is_asked_elsewhere: bool) -> None:
+    grant = world.quota.decision
+    assert grant is not None
+    if is_asked_elsewhere:
+        world.quota.decision = None
+    exchange = world.begin(world.head(STREAM, is_grpc=True, length=-1))
+    world.gateway.on_body(exchange, request() * 2000)
+    asked = 0
+    while world.quota.waiting:
+        asked += 1
+        world.quota.waiting.pop()(grant)
+    assert world.quota.released == [True] * 1999
+    assert asked == (2000 if is_asked_elsewhere else 0)
+    assert world.grpc_pool.requests[-1].body == request() * 2000
+
+
+def test_a_second_request_that_comes_with_the_first_is_refused_before_it_is_forwarded(world: Streams) -> None:
+    grant, world.quota.decision = world.quota.decision, None
+    assert grant is not None
+    exchange = world.begin(world.head(STREAM, is_grpc=True, length=-1))
+    world.gateway.on_body(exchange, request() * 3)
+    world.quota.decision = Refusal(code=Code.RATE_EXCEEDED, message="slow down", retry_after_ms=1500)
+    world.quota.waiting.pop()(grant)
+    assert exchange.replies
+    assert world.grpc_pool.requests == []
+    assert world.quota.released == [True]
+    world.assert_at_rest()
+
+
+def test_requests_without_an_answer_are_free_when_the_backend_ends_with_a_fault(world: Streams) -> None:
+    exchange, upstream = world.started(*[request()] * 5)
+    upstream.listener.on_reply_body(response(is_final=True))
+    upstream.listener.on_reply_end([(b"grpc-status", b"13")])
+    world.log.sync()
+    assert exchange.trailers[b"grpc-status"] == b"13"
+    assert world.served() == [(Outcome.OK, 2, 1020)]
+    assert world.codes() == ["backend_fault"]
+    world.assert_at_rest()
+
+
+def test_a_grant_that_comes_after_a_call_that_had_no_reply_is_given_back(world: Streams) -> None:
+    exchange, _ = world.open()
+    grant, world.quota.decision = world.quota.decision, None
+    assert grant is not None
+    world.gateway.on_body(exchange, request())
+    world.gateway.on_abort(exchange)
+    assert world.quota.released == [True]
+    world.quota.waiting.pop()(grant)
+    assert world.quota.released == [True, False]
+    world.assert_at_rest()
+
+
+def test_a_deadline_while_the_last_record_is_written_changes_nothing(world: Streams) -> None:
+    exchange, upstream = world.started()
+    upstream.listener.on_reply_end(OK)
+    next(iter(world.gateway.live)).on_deadline()
+    assert not exchange.ended
+    assert world.quota.released == []
+    world.log.sync()
+    assert exchange.trailers[b"grpc-status"] == b"0"
+    assert world.codes() == ["ok"]
+    assert world.quota.released == [True]
+    world.assert_at_rest()
+
+
+def test_nothing_is_recorded_after_the_record_of_the_end(world: Streams) -> None:
+    exchange, upstream = world.started(*[request()] * 5)
+    old = world.gateway.policy
+    revoked = Keyring(msgspec.structs.replace(snapshot(), keys=()))
+    world.gateway.policy = Policy(version=2, keyring=revoked, rater=old.rater, price_version=3, currency=old.currency)
+    failed = response(error="bad", is_final=True)
+    upstream.listener.on_reply_body(failed + response(is_final=True) * CHECKPOINT_UNITS)
+    assert exchange.ended
+    served = [record for record in world.log.records if isinstance(record, Served)]
+    assert served[-1].call_id == world.log.records[0].served.call_id
+    assert len({record.call_id for record in served}) == len(served) == 4
 
 
 def test_units_are_counted_in_any_cut() -> None:

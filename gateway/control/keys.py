@@ -62,13 +62,17 @@ def create_key(tx: sa.Connection, body: KeyBody, mint: MintKey, now_ns: int) -> 
 def rotate_key(tx: sa.Connection, key_id: str, body: RotateBody, mint: MintSecret, now_ns: int) -> Rotation:
     """Add a secret and end the others after the overlap, once per operation id.
 
-    Raises ControlError: no such key, a revoked one, or an operation id that was used for something else.
+    Raises ControlError: no such key, a revoked one, or an operation id of this key that was used for something else.
     """
     before = get_key(tx, key_id, now_ns)
-    done = tx.execute(sa.select(key_operation).where(key_operation.c.operation_id == body.operation_id))
+    done = tx.execute(
+        sa.select(key_operation).where(
+            key_operation.c.key_id == key_id, key_operation.c.operation_id == body.operation_id
+        )
+    )
     operation = done.mappings().one_or_none()
     if operation is not None:
-        return _repeated(operation, key_id, body, before)
+        return _repeated(operation, body, before)
     if before.state != "active":
         raise conflict(f"key {key_id!r} is {before.state}: create a new one")
     if len(before.secrets) >= LIVE_SECRETS_MAX:
@@ -187,13 +191,9 @@ def _check_parent(tx: sa.Connection, parent: str, grant: Grant, now_ns: int) -> 
         raise ControlError(ControlCode.EXCEEDS_PARENT, excess)
 
 
-def _repeated(operation: sa.RowMapping, key_id: str, body: RotateBody, key: KeyView) -> Rotation:
-    for field, stored, asked in (
-        ("key", operation["key_id"], key_id),
-        ("overlap_s", operation["overlap_s"], body.overlap_s),
-    ):
-        if stored != asked:
-            raise conflict(f"operation_id {body.operation_id!r} was used with another {field}")
+def _repeated(operation: sa.RowMapping, body: RotateBody, key: KeyView) -> Rotation:
+    if operation["overlap_s"] != body.overlap_s:
+        raise conflict(f"operation_id {body.operation_id!r} was used with another overlap_s")
     answer = RotatedKeyView(
         key=None,
         operation_id=body.operation_id,

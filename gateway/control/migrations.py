@@ -108,6 +108,19 @@ MIGRATIONS: Final[tuple[Migration, ...]] = (
             " status INTEGER NOT NULL, detail TEXT NOT NULL, took_ms INTEGER NOT NULL, PRIMARY KEY (delivery_id, n))",
         ),
     ),
+    Migration(
+        version=6,
+        name="operations per key",
+        statements=(
+            "CREATE TABLE key_operation_new (key_id TEXT NOT NULL, operation_id TEXT NOT NULL,"
+            " overlap_s INTEGER NOT NULL, not_after_ns BIGINT NOT NULL, created_ns BIGINT NOT NULL,"
+            " PRIMARY KEY (key_id, operation_id))",
+            "INSERT INTO key_operation_new"
+            " SELECT key_id, operation_id, overlap_s, not_after_ns, created_ns FROM key_operation",
+            "DROP TABLE key_operation",
+            "ALTER TABLE key_operation_new RENAME TO key_operation",
+        ),
+    ),
 )
 
 

@@ -87,12 +87,13 @@ key_secret = sa.Table(
     sa.Column("created_ns", sa.BigInteger, nullable=False),
 )
 
-#: What a rotation asked and answered (without its secret), so that its retry changes nothing.
+#: What a rotation asked and answered (without its secret), so that its retry changes nothing. Ids are each key's own:
+#: one space for all would tell a tenant which ids others have used.
 key_operation = sa.Table(
     "key_operation",
     metadata,
+    sa.Column("key_id", sa.Text, primary_key=True),
     sa.Column("operation_id", sa.Text, primary_key=True),
-    sa.Column("key_id", sa.Text, nullable=False),
     sa.Column("overlap_s", sa.Integer, nullable=False),
     sa.Column("not_after_ns", sa.BigInteger, nullable=False),
     sa.Column("created_ns", sa.BigInteger, nullable=False),

@@ -54,6 +54,16 @@ def test_migrated_schema_is_what_the_code_expects(engine: sa.Engine) -> None:
     assert set(migrated) == set(declared())
 
 
+def test_rotations_done_before_operations_were_per_key_stay_known(engine: sa.Engine) -> None:
+    migrate(engine, 1, MIGRATIONS[:5])
+    with engine.begin() as tx:
+        tx.exec_driver_sql("INSERT INTO key_operation VALUES ('operation-1', 'key_1', 60, 7, 8)")
+    migrate(engine, 2)
+    with engine.connect() as tx:
+        rows = tx.exec_driver_sql("SELECT key_id, operation_id, overlap_s, not_after_ns, created_ns FROM key_operation")
+        assert [tuple(row) for row in rows] == [("key_1", "operation-1", 60, 7, 8)]
+
+
 @pytest.mark.parametrize("start", range(len(MIGRATIONS) + 1))
 def test_every_earlier_release_reaches_the_newest_and_keeps_its_data(engine: sa.Engine, start: int) -> None:
     if start:

@@ -188,7 +188,7 @@ def test_claims_that_a_full_disk_stopped_leave_nothing_behind_when_it_recovers(
 
     open_before = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as broken:
-        broken.setattr(replays.os, fault, full)
+        broken.setattr(os, fault, full)
         for number in range(CLAIMS_MAX + 1):
             assert begin(store, b"k%d" % number) is BROKEN
     assert len(os.listdir("/proc/self/fd")) == open_before

@@ -116,7 +116,7 @@ def _varint(data: bytes, position: int) -> tuple[int, int]:
 class EventUnits:
     """Counts server-sent events."""
 
-    __slots__ = ("_held", "count", "errors", "finals", "is_within")
+    __slots__ = ("_held", "_is_cut", "count", "errors", "finals", "is_within")
 
     def __init__(self) -> None:
         self.count = 0
@@ -125,16 +125,26 @@ class EventUnits:
         self.finals = 0
         self.is_within = False
         self._held = b""
+        self._is_cut = False
 
     def feed(self, data: Data) -> None:
         """The next bytes."""
-        parts = (self._held + bytes(data)).split(b"\n\n")
+        parts = (self._held + bytes(data)).replace(b"\r\n", b"\n").split(b"\n\n")
         for event in parts[:-1]:
             if event.startswith(_EVENT_ERROR):
                 self.errors += 1
-            elif event:
+            elif event and (self._is_cut or not _is_comment(event)):
                 self.count += 1
                 self.is_within = True
+            self._is_cut = False
         rest = parts[-1]
-        # How it begins tells what it is, and its last byte may be half of what ends it.
-        self._held = rest if len(rest) <= 2 * _EVENT_BYTES_KEPT else rest[:_EVENT_BYTES_KEPT] + rest[-1:]
+        if len(rest) > 2 * _EVENT_BYTES_KEPT:
+            # How it begins tells what it is, and its last bytes may be half of what ends it.
+            rest = rest[:_EVENT_BYTES_KEPT] + b" " + rest[-2:]
+            self._is_cut = True
+        self._held = rest
+
+
+def _is_comment(event: bytes) -> bool:
+    """Whether all its lines are comments, which keep a connection open and say nothing."""
+    return all(line[:1] == b":" for line in event.split(b"\n") if line)

@@ -499,3 +499,13 @@ def test_a_short_end_without_outputs_is_no_unit_and_a_compressed_message_is_one(
     units.feed(b"\1" + response(has_outputs=False)[1:])
     units.feed(response())
     assert (units.count, units.errors, units.is_within) == (2, 0, True)
+
+
+def test_a_comment_is_no_unit_and_events_may_end_in_crlf() -> None:
+    long = b"data: " + b"z" * 57 + b"\ndata: " + b"y" * 200
+    text = b": ping\n\n" + b"data: 1\r\n\r\n" + b": ping\r\n\r\n" + b": note\ndata: 2\n\n" + long + b"\n\n"
+    for step in (1, 2, 3, 7, 64, 150, len(text)):
+        events = EventUnits()
+        for begin in range(0, len(text), step):
+            events.feed(text[begin : begin + step])
+        assert (events.count, events.errors) == (3, 0), step

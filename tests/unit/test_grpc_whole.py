@@ -119,7 +119,10 @@ CASES: dict[str, tuple[bytes, tuple[tuple[bytes, bytes], ...]]] = {
     "compressed without a coding": (framed(MESSAGE, 1), ()),
     "without raw tensors": (framed(b"\x0a\x04rows\x2a%c%b" % (len(INPUT), INPUT)), ()),
     "with an idempotency key": (framed(MESSAGE), ((b"idempotency-key", b"1"),)),
-    "large": (framed(b"\x0a\x04rows\x3a\xa0\x1f" + b"z" * 4000 + b"\x3a\xa0\x1f" + b"z" * 4000), ()),
+    "large": (
+        framed(b"\x0a\x04rows\x2a%c%b" % (len(INPUT), INPUT) + 2 * (b"\x3a\xa0\x1f" + b"z" * 4000)),
+        (),
+    ),
 }
 
 

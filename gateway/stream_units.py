@@ -10,7 +10,6 @@ from gateway.call import Data
 from gateway.wire.grpc import PREFIX_BYTES
 
 #: Field 1 of ModelStreamInferResponse, error_message; and 2, infer_response.
-_ERROR: Final = 0x0A
 _RESPONSE: Final = 0x12
 #: `triton_final_response: true` as protobuf writes it.
 _FINAL: Final = b"triton_final_response\x12\x02\x08\x01"

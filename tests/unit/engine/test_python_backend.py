@@ -367,10 +367,14 @@ def _own_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if not thread.name.startswith("asyncio_")]
 
 
-def counts() -> tuple[int, int, int]:
-    """Child processes, descriptors, threads but those of asyncio's own pool."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-    return len(children), len(os.listdir("/proc/self/fd")), len(_own_threads())
+def counts() -> tuple[int, int]:
+    """Descriptors, threads but those of asyncio's own pool."""
+    return len(os.listdir("/proc/self/fd")), len(_own_threads())
+
+
+def children() -> set[str]:
+    """Processes that any of our threads started: servers that other tests keep running are among them."""
+    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
 
 
 def named_memory() -> set[str]:
@@ -382,8 +386,8 @@ def named_memory() -> set[str]:
 def cycle(tmp_path: Path, times: int) -> None:
     """Load, call with a tensor in shared memory, unload; nothing stays."""
     write_python(tmp_path, "p", python_step("y = x"), inputs=[("x", "FP32", (-1,))], outputs=[("y", "FP32", (-1,))])
-    before: list[tuple[int, int, int]] = []
-    shared = named_memory()
+    before: list[tuple[int, int]] = []
+    shared, others = named_memory(), children()
 
     async def test(engine: EngineUnderTest) -> None:
         version = engine.registry.get("p")
@@ -401,9 +405,9 @@ def cycle(tmp_path: Path, times: int) -> None:
             await version.unload()
             if number == 1:
                 before.append(counts())
-        assert counts()[0] == 0
+        assert children() <= others
+        assert counts()[0] <= before[0][0]
         assert counts()[1] <= before[0][1]
-        assert counts()[2] <= before[0][2]
 
     run_engine(tmp_path, test=test)
     assert named_memory() <= shared

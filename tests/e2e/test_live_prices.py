@@ -102,8 +102,10 @@ def test_packs_raise_the_limits_of_a_running_tenant(tollway: Tollway) -> None:
     assert [tollway.infer(key).status_code for _ in range(3)] == [200, 200, 429]
     done = tollway.tollway("plans", "subscribe", "globex", "slow", "--packs", "2")
     assert done.returncode == 0, done.stderr
-    # The quota owner and the worker learn of it each on its own: the policy told is the worker's, whose plan is recorded.
-    tollway.wait(lambda: '"rate";q=3' in tollway.infer(key).headers["ratelimit-policy"], "the packs to reach the worker")
+    # Owner and worker learn of it each on its own: the policy told is the worker's, whose plan is recorded.
+    tollway.wait(
+        lambda: '"rate";q=3' in tollway.infer(key).headers["ratelimit-policy"], "the packs to reach the worker"
+    )
     tollway.wait(lambda: tollway.infer(key).status_code == 200, "the packs to reach the quota owner")
     account = tollway.admin("GET", "/admin/billing/accounts/globex")
     assert [(one["name"], one["fee_minor"]) for one in account["subscriptions"]] == [("Plan slow with 2 packs", 1_600)]

@@ -214,7 +214,7 @@ def test_newer_schema_and_unreachable_server_are_refused(url: str, ledger: SqlLe
     ("statement", "text", "style"),
     [
         ("SELECT a % 7 FROM t WHERE b = ?", "SELECT a %% 7 FROM t WHERE b = %s", "plain"),
-        ("SELECT ?2, ?1", "SELECT %(p2)s, %(p1)s", "numbered"),
+        ("SELECT ?2, ?1, 5 % 3", "SELECT $2, $1, 5 % 3", "numbered"),
         ("SELECT 1 WHERE a = :name", "SELECT 1 WHERE a = %(name)s", "named"),
         ("SELECT 1 WHERE a IS ? AND b IS NOT ?",
          "SELECT 1 WHERE a IS NOT DISTINCT FROM %s AND b IS DISTINCT FROM %s", "plain"),

@@ -1,0 +1,1 @@
+"""What runs inside a framework's own environment: reading its models, exporting them, and giving its own answers."""

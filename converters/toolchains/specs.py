@@ -1,0 +1,79 @@
+"""Owns which environments there are: the packages each is resolved from, and the formats it reads."""
+
+from dataclasses import dataclass
+from typing import Final
+
+from converters.errors import UsageFault
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toolchain:
+    """`requirements`: what the lock is resolved from. `framework`: the package whose version names it.
+
+    `apart`: beginnings of package names that lie in `<name>.cuda.lock` and are installed only if the framework's build
+    asks for them. `hashes`: further builds of a locked version that may be taken, by `name==version`.
+    """
+
+    name: str
+    title: str
+    framework: str
+    formats: tuple[str, ...]
+    requirements: tuple[str, ...]
+    installed_mib: int
+    apart: tuple[str, ...] = ()
+    hashes: tuple[tuple[str, str], ...] = ()
+
+
+#: The makers' CPU build of PyTorch has no CUDA libraries; where it is at hand it is taken, being the same release.
+_TORCH_CPU_SHA256: Final = "6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b"
+
+TOOLCHAINS: Final = (
+    Toolchain(
+        name="sklearn",
+        title="scikit-learn",
+        framework="scikit-learn",
+        formats=("skops",),
+        requirements=("scikit-learn>=1.8", "skl2onnx>=1.19", "skops>=0.13", "onnx>=1.21"),
+        installed_mib=400,
+    ),
+    Toolchain(
+        name="torch",
+        title="PyTorch",
+        framework="torch",
+        formats=("pt2", "torchscript", "torch_weights", "torch_code"),
+        requirements=("torch==2.13.0", "onnx>=1.21", "onnxscript>=0.7.2", "safetensors", "numpy"),
+        installed_mib=1100,
+        apart=("nvidia-", "cuda-", "triton"),
+        hashes=(("torch==2.13.0", _TORCH_CPU_SHA256),),
+    ),
+    Toolchain(
+        name="xgboost",
+        title="XGBoost",
+        framework="xgboost-cpu",
+        formats=("xgboost",),
+        requirements=("xgboost-cpu>=3.2", "onnx>=1.21"),
+        installed_mib=300,
+    ),
+    Toolchain(
+        name="lightgbm",
+        title="LightGBM",
+        framework="lightgbm",
+        formats=("lightgbm",),
+        requirements=("lightgbm>=4.6", "onnx>=1.21"),
+        installed_mib=300,
+    ),
+)
+
+
+def get_toolchain(name: str) -> Toolchain:
+    """Raises: UsageFault."""
+    for one in TOOLCHAINS:
+        if one.name == name:
+            return one
+    known = ", ".join(one.name for one in TOOLCHAINS)
+    raise UsageFault("toolchain", f"there is no toolchain {name[:60]!r}", next_step=f"one of {known}")
+
+
+def toolchain_of(format_name: str) -> Toolchain:
+    """The one that reads a format."""
+    return next(one for one in TOOLCHAINS if format_name in one.formats)

@@ -18,21 +18,33 @@ def main() -> int:
         from converters.child import main_child
 
         return main_child()
+    if verb == "selftest":
+        return _selftest()
     if verb != "convert":
-        sys.stderr.write("usage: python -m converters convert < request.json\n")
+        sys.stderr.write("usage: python -m converters convert < request.json, or: python -m converters selftest\n")
         return 2
     return _convert()
 
 
-def _convert() -> int:
-    def emit(event: Mapping[str, Any]) -> None:
-        sys.stdout.write(json.dumps(event) + "\n")
-        sys.stdout.flush()
+def _emit(event: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(event) + "\n")
+    sys.stdout.flush()
 
+
+def _selftest() -> int:
+    """1: the gate missed a fault or raised a false alarm."""
+    from converters.selftest.run import selftest
+
+    value = selftest(_emit)
+    _emit({"ev": "result", "value": value})
+    return 1 if value["caught"] < len(value["faults"]) or value["false_alarms"] else 0
+
+
+def _convert() -> int:
     try:
-        emit({"ev": "result", "value": _run(json.loads(sys.stdin.buffer.read()), emit)})
+        _emit({"ev": "result", "value": _run(json.loads(sys.stdin.buffer.read()), _emit)})
     except ConvertError as error:
-        emit(
+        _emit(
             {
                 "ev": "error",
                 "rule": error.rule,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from converters.budgets import BUDGETS, Budget, compare, judge_together, perturb, perturb_weights
-from tests.unit.converters.models import resized
+from converters.selftest.models import resized
 
 FP32, FP16, INT8 = BUDGETS["fp32"], BUDGETS["fp16"], BUDGETS["int8"]
 ONES = np.ones(100, np.float32)

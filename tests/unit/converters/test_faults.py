@@ -13,11 +13,11 @@ from converters.engines import open_onnx
 from converters.job import Job
 from converters.normalise import normalise
 from converters.samples import Data, read_data
+from converters.selftest.faults import FAULTS, Fault
+from converters.selftest.models import CLEAN
 from converters.signature import DTYPES, Signature, read_signature
 from converters.variants import build_variant
 from converters.verify import Answers, answer_all, observe, open_moved, verify
-from tests.unit.converters.faults import FAULTS, Fault
-from tests.unit.converters.models import CLEAN
 
 JOB = Job(name="model", precisions=("fp32", "fp16", "int8"), dims={})
 #: OpenVINO 2026.4 is left out for `attention`: having run a sequence of length 1, it answers longer ones wrongly.

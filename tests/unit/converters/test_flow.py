@@ -21,13 +21,13 @@ from converters.child import Event, Limits, run_child
 from converters.errors import ConvertError, ToolFailed, UnfitTarget, UnsafeModel, UsageFault, VerificationFailed
 from converters.flow import Request, convert
 from converters.job import Job, parse_budgets, parse_dims
+from converters.selftest.faults import change
+from converters.selftest.models import layer_norm, mixed_rows, mlp
 from gateway.engine.runtimes import load_runtime
 from model_repo.certificate import Tensors, read_certificate, verify_golden
 from model_repo.config import parse_config
 from model_repo.manifest import check_files, read_manifest
 from model_repo.repository import scan_repository
-from tests.unit.converters.faults import change
-from tests.unit.converters.models import layer_norm, mixed_rows, mlp
 
 #: So small that machine noise decides who is faster: fp32 of one engine alone is asked for, with the bound below.
 JOB = Job(name="m", engines=("onnxruntime",), precisions=("fp32",), batch_rows_max=2, rounds=3)

@@ -18,7 +18,7 @@ from onnx.external_data_helper import convert_model_to_external_data
 from converters import probe, sniff
 from converters.errors import UnsafeModel, UsageFault
 from converters.probe import probe_onnx
-from tests.unit.converters.models import CLEAN, mlp
+from converters.selftest.models import CLEAN, mlp
 
 
 class Canary:

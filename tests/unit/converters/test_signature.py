@@ -11,11 +11,11 @@ from converters.errors import UsageFault
 from converters.job import Job
 from converters.normalise import normalise
 from converters.samples import axis_sizes
+from converters.selftest.models import attention, embedding, fixed, model_of, node, pooled, two_outputs, weight
 from converters.signature import Signature, Tensor, read_signature
 from converters.variants import build_variant
 from gateway.engine.runtimes import load_runtime
 from model_repo.config import parse_config
-from tests.unit.converters.models import attention, embedding, fixed, model_of, node, pooled, two_outputs, weight
 
 
 def test_the_batch_is_the_first_axis_that_all_share() -> None:

@@ -1,4 +1,4 @@
-"""Small ONNX graphs of many kinds, with seeded weights: what the tests convert, and spoil."""
+"""Owns small ONNX graphs of many kinds, with seeded weights: what the self-test converts, and spoils."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Wrong conversions, one each: (name, the model that is spoilt, how, the node that is the first to be wrong)."""
+"""Owns wrong conversions, one each: the model that is spoilt, how, and the node that is the first to be wrong."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from tests.unit.converters import models
+from converters.selftest import models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 ARGS ?=
 DATA_PLANE_TESTS := $(addprefix tests/unit/,auth billing metering monitoring net quota routing wire) tests/unit/test_*.py tests/property
 
-.PHONY: help run models stop test test-long test-compiled check format compile bench bench-engine bench-quick fuzz locks clean
+.PHONY: help run models stop test test-long test-compiled check format compile bench bench-billing bench-engine bench-quick fuzz locks clean
 
 help:
 	@echo "make run [ARGS=--detach]  set up, build the showcase models, start, make real calls"
@@ -15,6 +15,7 @@ help:
 	@echo "make check                lint, format, types, import directions, container and unit files"
 	@echo "make bench                side-by-side benchmark; report in loadtests/reports/"
 	@echo "make bench-engine         the engine against a raw loop and other model servers"
+	@echo "make bench-billing        what posting, prepaid funds and quota leases cost"
 	@echo "make compile              optional: compile the hot modules (needs a C compiler); workers then run those"
 	@echo "make test-long            200+ kills and other long suites, by hand"
 	@echo "make fuzz                 coverage-guided fuzzing of the parsers"
@@ -96,6 +97,10 @@ bench: $(VENV)/.bench models
 bench-engine: $(VENV)/.bench .venvs/triton/.done
 	@sh loadtests/tools.sh
 	@$(BIN)/python -m loadtests.engine_bench $(ARGS)
+
+# PostgreSQL is measured where it is installed (Debian package postgresql).
+bench-billing: $(VENV)/.bench
+	@$(BIN)/python -m loadtests.billing_bench $(ARGS)
 
 bench-quick:
 	@$(MAKE) --no-print-directory bench ARGS=--quick

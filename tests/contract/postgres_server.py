@@ -12,13 +12,9 @@ from pathlib import Path
 import psycopg
 
 DEBIAN_FOLDER = Path("/usr/lib/postgresql")
-_SETTINGS = {
-    "listen_addresses": "",
-    "fsync": "off",
-    "full_page_writes": "off",
-    "max_connections": "120",
-    "shared_buffers": "32MB",
-}
+_SETTINGS = {"listen_addresses": "", "max_connections": "120", "shared_buffers": "32MB"}
+#: What makes a server of a test quick, and would make a figure a lie.
+_CARELESS = {"fsync": "off", "full_page_writes": "off"}
 
 
 def find_tools() -> Path | None:
@@ -32,7 +28,7 @@ def find_tools() -> Path | None:
 class PostgresServer:
     """A server in `folder`, which belongs to the account that runs it (never root: PostgreSQL refuses that)."""
 
-    def __init__(self, tools: Path, folder: Path) -> None:
+    def __init__(self, tools: Path, folder: Path, *, is_durable: bool = False) -> None:
         self._tools = tools
         self._folder = folder
         self._databases = 0
@@ -43,10 +39,15 @@ class PostgresServer:
             self._as = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         folder.chmod(0o755)
         self._run("initdb", "-D", "data", "-U", "owner", "-A", "trust", "-N", "-E", "UTF8", "--locale=C")
-        lines = [f"{name} = '{value}'" for name, value in _SETTINGS.items()]
+        lines = [f"{name} = '{value}'" for name, value in (_SETTINGS if is_durable else _SETTINGS | _CARELESS).items()]
         lines.append(f"unix_socket_directories = '{folder}'")
         with (folder / "data/postgresql.conf").open("a", encoding="utf-8") as file:
             file.write("\n".join(lines) + "\n")
+
+    @property
+    def pid(self) -> int:
+        """Of the server's first process, the parent of all others."""
+        return int((self._folder / "data/postmaster.pid").read_text().split()[0])
 
     def start(self) -> None:
         self._run("pg_ctl", "-D", "data", "-l", "log", "-w", "-t", "60", "start")
@@ -82,14 +83,15 @@ class PostgresServer:
 
 
 @contextmanager
-def running_server(tools: Path) -> Iterator[PostgresServer]:
-    """A running server; stopped and removed at the end."""
+def running_server(tools: Path, *, is_durable: bool = False, where: Path | None = None) -> Iterator[PostgresServer]:
+    """A running server; stopped and removed at the end. `is_durable`: with its own safe settings, below `where`."""
     # Not below pytest's folder: a socket's path must be short, and another account must get there.
     shared_memory = Path("/dev/shm")
-    where = shared_memory if os.access(shared_memory, os.W_OK) else None  # a database per test: hundreds of files each
+    if not is_durable and os.access(shared_memory, os.W_OK):
+        where = shared_memory  # a database per test: hundreds of files each
     folder = Path(tempfile.mkdtemp(prefix="tollway-pg-", dir=where))
     try:
-        server = PostgresServer(tools, folder)
+        server = PostgresServer(tools, folder, is_durable=is_durable)
         server.start()
         try:
             yield server

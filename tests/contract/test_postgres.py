@@ -222,3 +222,14 @@ def test_newer_schema_and_unreachable_server_are_refused(url: str, ledger: SqlLe
 )  # fmt: skip
 def test_statements_are_translated(statement: str, text: str, style: str) -> None:
     assert translate(statement) == (text, style)
+
+
+def test_ledger_of_an_older_release_with_wide_columns_is_posted_to_as_before(url: str, ledger: SqlLedger) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        for column in ("kind", "n", "facet_id", "log_id"):
+            connection.execute(f"ALTER TABLE tollway.usage_event ALTER COLUMN {column} TYPE BIGINT".encode())
+    report = ledger.post(Batch(posts=items([2, 7, 8]), positions={W0: Position(8, 5)}, now_ns=9))
+    assert (report.posted, report.quarantined) == (2, 0)
+    reader = open_postgres_reader(url)
+    assert verify_ledger(reader).problems == ()
+    reader.close()

@@ -1,0 +1,1 @@
+"""The bench of money: what posting, prepaid funds and quota leases cost."""

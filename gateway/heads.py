@@ -18,12 +18,16 @@ from gateway.wire.oip_target import METHODS, Verb, parse_target
 #: CPython 3.11, and a call reads a dozen.
 LIVE: Final = 0
 READY: Final = 1
+#: grpc.health.v1, Check and Watch: no key.
 HEALTH: Final = 2
-SERVER_READ: Final = 3
+WATCH: Final = 3
+#: gRPC server reflection.
+REFLECTION: Final = 4
+SERVER_READ: Final = 5
 #: Changes a backend: scope `operate`, and every model allowed. Its model, if any, need not be served yet.
-ADMIN: Final = 4
-MODEL_READ: Final = 5
-INFER: Final = 6
+ADMIN: Final = 6
+MODEL_READ: Final = 7
+INFER: Final = 8
 
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
 MODEL_READY_RPC: Final = _SERVICE + b"ModelReady"
@@ -32,6 +36,9 @@ _RPCS: Final = {
     _SERVICE + b"ServerLive": LIVE,
     _SERVICE + b"ServerReady": READY,
     b"/grpc.health.v1.Health/Check": HEALTH,
+    b"/grpc.health.v1.Health/Watch": WATCH,
+    b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": REFLECTION,
+    b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": REFLECTION,
     _SERVICE + b"ServerMetadata": SERVER_READ,
     _SERVICE + b"RepositoryIndex": SERVER_READ,
     _SERVICE + b"RepositoryModelLoad": ADMIN,

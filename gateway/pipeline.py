@@ -30,6 +30,9 @@ from gateway.heads import (
     LIVE,
     MODEL_READ,
     MODEL_READY_RPC,
+    READY,
+    REFLECTION,
+    WATCH,
     HeadFacts,
     facts_of,
 )
@@ -44,7 +47,16 @@ from gateway.net.h2_exchange import H2Exchange
 from gateway.net.h2_outbound import H2UpstreamPool
 from gateway.quota.store import Decision, Grant
 from gateway.replays import REQUEST_BYTES_MAX, TOO_LARGE, UNSUPPORTED, Claim, ReplayStore, Stored
-from gateway.replies import GRPC_TYPE, answer_health, inference_lines, kept_of, lines_of, refuse, server_timing
+from gateway.replies import (
+    GRPC_TYPE,
+    answer_health,
+    inference_lines,
+    kept_of,
+    lines_of,
+    refusal_trailers,
+    refuse,
+    server_timing,
+)
 from gateway.routing.router import Endpoint
 from gateway.rows import ROWS_UNKNOWN, RowPeek, row_peek_of
 from gateway.shared import Shared, too_large
@@ -101,8 +113,10 @@ class Gateway(Shared):
         self.live.add(call)
         if facts.refusal is not None:
             call.refuse(facts.refusal)
-        elif facts.kind <= HEALTH:
+        elif facts.kind <= READY:
             call.answer_health()
+        elif facts.kind <= WATCH:
+            call.serve_own()  # probes carry no credentials, and are answered in every state
         elif self.is_open_for(head.content_length if body is None else len(body)):
             call.start()
         else:
@@ -212,8 +226,8 @@ class LiveCall:
     def start(self) -> None:
         """Authenticate; then decide, or wait for the model's name."""
         gateway, facts = self.gateway, self.facts
-        if facts.timeout_ns and self.deadline is None:
-            self.deadline = gateway.loop.call_later(facts.timeout_ns / 1e9, self.on_deadline)
+        if facts.timeout_ns:
+            self._arm()
         principal = self.policy.keyring.authenticate(facts.credential, self.arrival_wall_ns)
         if isinstance(principal, Refusal):
             if gateway.is_key_required or facts.credential is not None:
@@ -234,6 +248,11 @@ class LiveCall:
                 self._peek_whole(self.body)
         else:
             self.decide()
+
+    def _arm(self) -> None:
+        """Hold the caller to his own deadline."""
+        if self.deadline is None:
+            self.deadline = self.gateway.loop.call_later(self.facts.timeout_ns / 1e9, self.on_deadline)
 
     # -- Idempotency-Key (gateway.replays) ----------------------------------------------------------------------------
 
@@ -337,6 +356,9 @@ class LiveCall:
         elif facts.kind == ADMIN:
             self.refuse(UNAUTHENTICATED)
             return
+        if facts.kind == REFLECTION:
+            self.serve_own()
+            return
         router = gateway.router
         if facts.kind <= ADMIN or not self.model:
             endpoint = router.any_endpoint(is_grpc=is_grpc, model=self.model)
@@ -372,6 +394,17 @@ class LiveCall:
             verdict = peek.feed(self.body)
             self._take_rows(peek.finish() if verdict is False else verdict, peek)
         return False
+
+    def serve_own(self) -> None:
+        """What a worker answers by itself goes through the same steps, to an endpoint of its own."""
+        if self.facts.kind == REFLECTION and not self.gateway.is_reflecting:
+            self.refuse(Refusal(code=Code.NOT_IMPLEMENTED, message="server reflection is switched off here"))
+            return
+        self.model = _ANONYMOUS
+        self.endpoint = self.gateway.own_endpoint
+        if self.facts.timeout_ns:
+            self._arm()
+        self.forward(self.endpoint)
 
     def admit(self) -> None:
         """Ask for the limits' permission; the answer may come at once or later."""
@@ -565,12 +598,23 @@ class LiveCall:
             return
         size = len(data)
         self.reply_bytes += size
+        if HEALTH <= self.facts.kind <= REFLECTION:
+            self._pass_on(data)
+            return
         if self.reply_body is None:
             self.reply_body = []
         self.reply_body.append(data if isinstance(data, bytes) else bytes(data))
         self._buffer(size)
         if self.reply_bytes > self.gateway.limits.held_reply_bytes_max:
             self._stream()
+
+    def _pass_on(self, data: Data) -> None:
+        """A message of our own: its caller may wait for it before he says more, and nothing of it is sold."""
+        if not self.is_streaming:
+            self.begin_stream()
+        self.exchange.send_body(data)
+        if not self.exchange.is_writable and self.upstream is not None:
+            self.upstream.pause()
 
     def _stream(self) -> None:
         """Send everything but the newest piece, whose arrival proves that the reply was not yet complete."""
@@ -813,6 +857,8 @@ class LiveCall:
             self.status = refuse(self.exchange, refusal, identity, self.call_id.decode())
         elif self.meter is not None:
             self.meter.end_with(refusal)
+        elif self.facts.kind <= REFLECTION:
+            self.exchange.send_end(refusal_trailers(refusal, self._identity()))
         else:
             self.exchange.abort(H2Code.INTERNAL_ERROR)
         self._leave()

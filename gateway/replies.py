@@ -4,7 +4,7 @@ from typing import Final, cast
 
 from gateway.call import Headers
 from gateway.errors import Code, Refusal
-from gateway.heads import HEALTH, LIVE
+from gateway.heads import LIVE
 from gateway.net.exchange import Exchange
 from gateway.quota.store import Grant
 from gateway.wire.decimal import PADDED, decimal
@@ -19,12 +19,10 @@ GRPC_TYPE: Final = (b"content-type", b"application/grpc")
 
 def refuse(exchange: Exchange, refusal: Refusal, identity: Headers, call_id: str) -> int:
     """Answer with `refusal` in the exchange's own protocol. Returns the HTTP status (gRPC: 200)."""
-    status, grpc_status = STATUS[refusal.code]
+    status = STATUS[refusal.code][0]
     extra = list(refusal.headers) + identity
     if exchange.head.is_grpc:
-        extra.append((b"tollway-code", refusal.code.value.encode()))
-        trailers = status_trailers(grpc_status, refusal.message, extra, retry_after_ms=refusal.retry_after_ms)
-        exchange.reply(200, [GRPC_TYPE], b"", trailers)
+        exchange.reply(200, [GRPC_TYPE], b"", refusal_trailers(refusal, identity))
         return 200
     if refusal.retry_after_ms is not None:
         # Whole seconds, rounded up: never earlier than the limit's own reset.
@@ -37,11 +35,17 @@ def refuse(exchange: Exchange, refusal: Refusal, identity: Headers, call_id: str
     return status
 
 
+def refusal_trailers(refusal: Refusal, identity: Headers) -> Headers:
+    """Trailers that end a gRPC call with `refusal`."""
+    extra = [*refusal.headers, *identity, (b"tollway-code", refusal.code.value.encode())]
+    return status_trailers(STATUS[refusal.code][1], refusal.message, extra, retry_after_ms=refusal.retry_after_ms)
+
+
 def answer_health(exchange: Exchange, kind: int, *, is_good: bool) -> int:
-    """Answer a probe (`heads.LIVE`, `READY` or `HEALTH`). Returns the HTTP status."""
+    """Answer a probe (`heads.LIVE` or `READY`). Returns the HTTP status."""
     if exchange.head.is_grpc:
-        # Live/ReadyResponse{true} and HealthCheckResponse{SERVING} are 08 01; NOT_SERVING is 08 02; false is empty.
-        message = b"\x08\x01" if is_good else (b"\x08\x02" if kind == HEALTH else b"")
+        # Live/ReadyResponse{true} is 08 01; false is empty.
+        message = b"\x08\x01" if is_good else b""
         body = b"\0\0\0\0%c" % len(message) + message
         exchange.reply(200, [GRPC_TYPE], body, [(b"grpc-status", b"0")])
         return 200

@@ -104,6 +104,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     call_log: bool = True
     #: Unknown models answer 400 as Triton does, not 404.
     triton_compat: bool = False
+    #: Whether workers describe their gRPC services to whoever has a key (server reflection).
+    grpc_reflection: bool = True
     limits: Limits = Limits()
 
     @property

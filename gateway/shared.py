@@ -7,6 +7,7 @@ from gateway.call import CallIds
 from gateway.clock import Clock
 from gateway.errors import Code, Refusal
 from gateway.heads import INFER, HeadFacts
+from gateway.local_services import LocalServices
 from gateway.metering.port import RecordLog
 from gateway.monitoring.call_line import CallLines
 from gateway.monitoring.call_log import CallLog
@@ -14,7 +15,7 @@ from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
 from gateway.quota.store import QuotaStore
 from gateway.replays import ReplayStore
-from gateway.routing.router import Router
+from gateway.routing.router import Endpoint, Router
 from gateway.settings import Limits
 from gateway.tickets import Policy
 from gateway.wire.header_blocks import BlockEncoder
@@ -49,8 +50,10 @@ class Shared:
         budget: BufferBudget,
         is_key_required: bool = True,
         replays: ReplayStore | None = None,
+        is_reflecting: bool = True,
     ) -> None:
         self.replays = replays
+        self.is_reflecting = is_reflecting
         self.policy = policy
         self.router = router
         self.quota = quota
@@ -70,6 +73,11 @@ class Shared:
         self.lines = CallLines()
         self.encoder = BlockEncoder()
         self.live: set[Live] = set()
+        self.services = LocalServices(lambda: self.is_ready)
+        #: What a worker answers by itself is a backend to its calls.
+        self.own_endpoint = Endpoint(
+            name="worker", models=None, http=None, grpc=self.services, is_trusted=True, is_up=True, reason=""
+        )
 
     def is_open_for(self, content_length: int) -> bool:
         """Whether nothing of ours stands against a new call; `refusal_of_state` says what does."""
@@ -104,7 +112,8 @@ class Shared:
         return log_ready and is_staying and not self.is_policy_refused and self.router.is_ready
 
     def sweep(self) -> None:
-        """Once a second: end calls that outlive `limits.call_s`, whose callers named no deadline."""
+        """Once a second: end calls that outlive `limits.call_s`, whose callers named no deadline; tell of readiness."""
+        self.services.notify()
         oldest_ns = self.clock.monotonic_ns() - int(self.limits.call_s * 1e9)
         for call in [one for one in self.live if one.arrival_ns < oldest_ns and not one.facts.timeout_ns]:
             call.on_deadline()

@@ -97,6 +97,7 @@ class Worker:
             budget=budget,
             is_key_required=settings.require_key,
             replays=ReplayStore(settings.data_dir / REPLAY_FOLDER),
+            is_reflecting=settings.grpc_reflection,
         )
         self.listener = Listener(
             self.gateway, limits, self.loop, tls=tls_context(settings.tls_certificate, settings.tls_key), budget=budget
@@ -255,6 +256,7 @@ class Worker:
     async def _shut_down(self) -> None:
         gateway = self.gateway
         gateway.is_leaving = True
+        gateway.services.leave()
         grace_s = min(_GRACE_S, self.drain_s / 4)
         await self.listener.wind_down(grace_s)
         gateway.is_draining = True

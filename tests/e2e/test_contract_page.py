@@ -17,6 +17,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "contract.md").read_text(encoding="
 REST = re.findall(r"^\| (GET|POST) \| `(\S+)` \| (\d{3}) \|", PAGE, re.MULTILINE)
 RPCS = re.findall(r"^\| `([\w./]+)` \| ([A-Z_]{2,}) \|", PAGE, re.MULTILINE)
 OPEN = {"/v2/health/live", "/v2/health/ready", "ServerLive", "ServerReady", "grpc.health.v1.Health/Check"}
+WATCH = "grpc.health.v1.Health/Watch"
 MESSAGES = {
     "ModelReady": service_pb2.ModelReadyRequest(name="mlp").SerializeToString(),
     "ModelMetadata": service_pb2.ModelMetadataRequest(name="mlp").SerializeToString(),
@@ -24,6 +25,8 @@ MESSAGES = {
     "ModelStatistics": service_pb2.ModelStatisticsRequest(name="mlp").SerializeToString(),
     "ModelInfer": infer_request(),
     "ModelStreamInfer": infer_request(),
+    "grpc.reflection.v1.ServerReflection/ServerReflectionInfo": b"\x3a\x00",
+    "grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": b"\x3a\x00",
 }
 
 
@@ -63,7 +66,15 @@ def test_rest(stage: Stage, method: str, path: str, status: str) -> None:
             assert anonymous.request(method, target, content=content).status_code == expected
 
 
-@pytest.mark.parametrize(("method", "code"), RPCS)
+def test_watch_needs_no_key_and_does_not_end(stage: Stage) -> None:
+    """The one method that a unary client cannot call."""
+    with grpc.insecure_channel(stage.tollway.grpc_address) as channel:
+        watch = channel.unary_stream(full(WATCH))(b"", timeout=60)
+        assert next(watch) == b"\x08\x01"
+        watch.cancel()
+
+
+@pytest.mark.parametrize(("method", "code"), [row for row in RPCS if row[0] != WATCH])
 def test_grpc(stage: Stage, method: str, code: str) -> None:
     message = MESSAGES.get(method, b"")
     answer = call(stage.tollway.grpc_address, message, *stage.auth.items(), method=full(method))

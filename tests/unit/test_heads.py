@@ -4,7 +4,19 @@ import pytest
 
 from gateway.call import Headers, RequestHead
 from gateway.errors import Code
-from gateway.heads import ADMIN, HEALTH, INFER, LIVE, MODEL_READ, READY, SERVER_READ, HeadFacts, facts_of
+from gateway.heads import (
+    ADMIN,
+    HEALTH,
+    INFER,
+    LIVE,
+    MODEL_READ,
+    READY,
+    REFLECTION,
+    SERVER_READ,
+    WATCH,
+    HeadFacts,
+    facts_of,
+)
 
 TARGET = b"/v2/models/m/infer"
 RPC = b"/inference.GRPCInferenceService/"
@@ -53,6 +65,9 @@ def test_rest_targets_are_routed(method: bytes, target: bytes, kind: int, model:
         (RPC + b"ServerLive", LIVE),
         (RPC + b"ServerReady", READY),
         (b"/grpc.health.v1.Health/Check", HEALTH),
+        (b"/grpc.health.v1.Health/Watch", WATCH),
+        (b"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", REFLECTION),
+        (b"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", REFLECTION),
         (RPC + b"ServerMetadata", SERVER_READ),
         (RPC + b"RepositoryModelLoad", ADMIN),
         (RPC + b"RepositoryModelUnload", ADMIN),
@@ -86,7 +101,7 @@ def test_other_targets_are_refused(target: bytes, code: Code) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", [b"/inference.GRPCInferenceService/Nothing", b"/x.Y/Z", b"/", b"/grpc.health.v1.Health/Watch"]
+    "target", [b"/inference.GRPCInferenceService/Nothing", b"/x.Y/Z", b"/", b"/grpc.health.v1.Health/List"]
 )
 def test_other_rpcs_are_not_implemented(target: bytes) -> None:
     assert refused(grpc(target)) is Code.NOT_IMPLEMENTED

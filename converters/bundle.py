@@ -16,7 +16,8 @@ from converters.measure import Speed
 from converters.select import best_batch
 from converters.variants import Variant
 from model_repo.certificate import CERTIFICATE, GOLDEN_BYTES_MAX, Certificate, Tensors, write_golden
-from model_repo.manifest import MANIFEST, Manifest, Target, describe_files
+from model_repo.manifest import MANIFEST, Manifest, describe_files
+from model_repo.target import Target
 
 if TYPE_CHECKING:
     from converters.build import Outcome, Source

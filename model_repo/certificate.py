@@ -95,11 +95,27 @@ def _check_unpacked(path: Path) -> None:
         raise RepositoryError(f"{GOLDEN}: unpacks to {size} bytes, more than {GOLDEN_BYTES_MAX}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenResult:
+    """`fault`: the first difference in words, empty if none. `done` of `cases` were run."""
+
+    fault: str
+    done: int
+    cases: int
+
+
 def verify_golden(version: Path, run: Callable[[Tensors], Tensors]) -> str | None:
+    """`check_golden` of all cases: the first difference in words, None if all agree. Raises as it does."""
+    return check_golden(version, run).fault or None
+
+
+def check_golden(
+    version: Path, run: Callable[[Tensors], Tensors], *, is_due: Callable[[], bool] = lambda: False
+) -> GoldenResult:
     """Run the golden inputs of a version's folder by `run` (inputs → outputs, by name) and compare.
 
-    Returns the first difference in words, None if all agree within the certificate's tolerances. Whatever `run` raises
-    passes through.
+    All must agree within the certificate's tolerances. `is_due` is asked between cases: True ends the check early, but
+    never before the first case. Whatever `run` raises passes through.
 
     Raises:
         RepositoryError: certificate or golden file cannot be read, or there is no case.
@@ -110,12 +126,22 @@ def verify_golden(version: Path, run: Callable[[Tensors], Tensors]) -> str | Non
     if not cases or not isinstance(tolerances, Mapping) or golden.get("cases") != len(cases):
         raise RepositoryError(f"{GOLDEN}: its cases are not those of the certificate")
     for number, (inputs, outputs) in enumerate(cases):
+        if number and is_due():
+            return GoldenResult(fault="", done=number, cases=len(cases))
         found = run(inputs)
         for name, wanted in outputs.items():
-            fault = _difference(wanted, found.get(name), float(tolerances.get(name, 0.0)))
+            fault = _difference(wanted, found.get(name), _tolerance(tolerances, name))
             if fault is not None:
-                return f"golden case {number}, output '{name}': {fault}"
-    return None
+                said = f"golden case {number}, output '{name}': {fault}"
+                return GoldenResult(fault=said, done=number + 1, cases=len(cases))
+    return GoldenResult(fault="", done=len(cases), cases=len(cases))
+
+
+def _tolerance(tolerances: Mapping[str, Any], name: str) -> float:
+    value = tolerances.get(name, 0.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise RepositoryError(f"{CERTIFICATE}: the tolerance of '{name[:80]}' is no number of 0 or more")
+    return float(value)
 
 
 def _difference(wanted: npt.NDArray[Any], found: npt.NDArray[Any] | None, tolerance: float) -> str | None:
@@ -123,6 +149,8 @@ def _difference(wanted: npt.NDArray[Any], found: npt.NDArray[Any] | None, tolera
         return "missing"
     if found.shape != wanted.shape or found.dtype != wanted.dtype:
         return f"{found.dtype}{list(found.shape)}, certified is {wanted.dtype}{list(wanted.shape)}"
+    if wanted.dtype.kind not in "fiub":
+        return None if np.array_equal(wanted, found) else "differs, and has to be equal"
     own, other = wanted.astype(np.float64), found.astype(np.float64)
     is_finite = np.isfinite(own)
     if not np.isfinite(other[is_finite]).all():

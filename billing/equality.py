@@ -3,9 +3,9 @@
 Dashboard, usage API, invoices and exports all come through `billing.usage.usage_by`; here its sums are compared with
 what the journal and the finalized documents hold:
 
-    usage of all time        = debits of the tenant's usage transactions
-    usage inside the cut     = usage lines of its invoices
-    unbilled in the journal  = postpaid usage of all time - what invoices in force took
+    usage of all time         = debits of the tenant's usage transactions
+    postpaid usage in the cut = usage lines of its invoices
+    unbilled in the journal   = postpaid usage of all time - what invoices in force took
 """
 
 import sqlite3
@@ -56,7 +56,7 @@ def compare(db: sqlite3.Connection, tenant: str) -> list[Difference]:
     if account is None:
         return found
     currency, documents = account.currency, _documents(db, tenant)
-    covered = _sums(db, tenant, None if cut is None else (cut.event_id, cut.end_ns)).get(currency, 0) if cut else 0
+    covered = _sums(db, tenant, (cut.event_id, cut.end_ns), is_prepaid=False).get(currency, 0) if cut else 0
     billed = sum(line.exact_nanos for one in documents for line in one.lines if line.kind == "usage")
     if covered != billed:
         found.append(Difference(tenant, currency, "usage and invoices", billed, covered))
@@ -67,9 +67,15 @@ def compare(db: sqlite3.Connection, tenant: str) -> list[Difference]:
     return found
 
 
-def _sums(db: sqlite3.Connection, tenant: str, covered: tuple[int, int] | None = None) -> dict[str, int]:
+def _sums(
+    db: sqlite3.Connection,
+    tenant: str,
+    covered: tuple[int, int] | None = None,
+    *,
+    is_prepaid: bool | None = None,
+) -> dict[str, int]:
     sums: dict[str, int] = {}
-    for row in usage_by(db, ("model",), tenant=tenant, covered=covered):
+    for row in usage_by(db, ("model",), tenant=tenant, covered=covered, is_prepaid=is_prepaid):
         sums[row.currency] = sums.get(row.currency, 0) + row.charge_nanos
     return sums
 

@@ -32,6 +32,8 @@ class Reason(IntEnum):
     FREE_PLAN = 1
     INTERNAL_PLAN = 2
     NOT_BILLABLE = 3
+    #: Charged to the tenant's wallet, at list price.
+    PREPAID = 4
 
 
 class Served(msgspec.Struct, frozen=True, array_like=True, tag="S", kw_only=True):

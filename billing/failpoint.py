@@ -4,7 +4,7 @@ Used by the crash suites only; disarmed it is one attribute test at the call sit
 `if failpoint.armed: failpoint.hit("after_sync")`. Armed by composition roots from TOLLWAY_FAILPOINT="name:nth".
 Points: after_append, before_sync, after_sync, before_send, after_send_before_mark, after_first_chunk,
 after_stream_part, before_stream_end (worker);
-before_commit, after_commit_before_ack, before_segment_delete, after_invoice_number (meter);
+before_commit, after_commit_before_ack, before_segment_delete, after_invoice_number, after_lease_commit (meter);
 lease_granted (quota owner).
 """
 
@@ -24,6 +24,7 @@ POINTS: Final = frozenset(
         "after_commit_before_ack",
         "before_segment_delete",
         "lease_granted",
+        "after_lease_commit",
         "after_invoice_number",
         "after_stream_part",
         "before_stream_end",

@@ -40,6 +40,8 @@ T_NS_MAX: Final = 7_258_118_400 * 1_000_000_000
 _PRICING: Final = {int(reason): pricing for reason, pricing in PRICING_BY_REASON.items()}
 _FAILED: Final = int(Outcome.FAILED)
 _NOT_BILLABLE: Final = int(Reason.NOT_BILLABLE)
+_REASON_MAX: Final = max(map(int, Reason))
+_PREPAID: Final = int(Reason.PREPAID)
 
 #: (outcome, reason) of calls that cost nothing.
 _FREE: Final = frozenset({(_FAILED, _NOT_BILLABLE), (0, int(Reason.FREE_PLAN)), (0, int(Reason.INTERNAL_PLAN))})
@@ -108,7 +110,7 @@ class QuickJudge:
             return self._careful(call)
         outcome: int = fields[OUTCOME]
         reason: int = fields[REASON]
-        if outcome or reason:
+        if outcome or (reason and reason != _PREPAID):
             is_right = charge_nanos == 0 and (outcome, reason) in _FREE
         else:
             is_right = charge_nanos == amount_of(terms, rows, compute_ns)
@@ -138,7 +140,7 @@ def _is_well_formed(s: Served) -> bool:
         and 0 <= s.request_bytes < UNITS_MAX
         and 0 <= s.reply_bytes < UNITS_MAX
         and 0 <= s.outcome <= _FAILED
-        and 0 <= s.reason <= _NOT_BILLABLE
+        and 0 <= s.reason <= _REASON_MAX
         and (s.reason == _NOT_BILLABLE) == (s.outcome == _FAILED)
         and len(s.key_id) <= NAME_CHARS_MAX
         and len(s.plan) <= NAME_CHARS_MAX
@@ -175,5 +177,5 @@ _LIMITS: Final = {
     "request_bytes": UNITS_MAX,
     "reply_bytes": UNITS_MAX,
     "outcome": _FAILED + 1,
-    "reason": _NOT_BILLABLE + 1,
+    "reason": _REASON_MAX + 1,
 }

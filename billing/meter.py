@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from billing import failpoint
 from billing.books import Books
+from billing.funds import FundsDesk
 from billing.invoices.desk import Desk
 from billing.invoices.verbs import all_verbs
 from billing.ledger.opening import open_ledger
@@ -61,6 +62,7 @@ class _Parts:
             reader = UsageReader(data_dir / "usage", positions, decode_all=Unpacker().decode_all)
             self.pump = Pump(self.ledger, reader, self.books)
             self.desk = Desk(self.ledger, all_verbs(), time.time_ns)
+            self.funds = FundsDesk(self.ledger, time.time_ns)
         except BaseException:
             self.ledger.close()
             raise
@@ -78,7 +80,7 @@ async def serve(data_dir: Path, prices: Path | None, ready_fd: int | None, *, po
 
         parts = await on_pump(lambda: _Parts(data_dir, prices))
         try:
-            socket = MeterSocket(parts.pump, parts.books.add, on_pump, parts.desk)
+            socket = MeterSocket(parts.pump, parts.books.add, on_pump, parts.desk, parts.funds)
             server = await socket.listen(data_dir / SOCKET_NAME)
             try:
                 _announce_ready(ready_fd)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from billing.funds import FundsDesk
 from billing.invoices.assemble import InvoiceError
 from billing.invoices.desk import Desk
 from billing.ledger.port import LedgerError, LedgerUnavailable, PriceBookConflict
@@ -23,13 +24,19 @@ OnPump = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 
 class MeterSocket:
-    """Serves `status`, `flush`, `counts`, `add_prices`, `money`; a connection's answers come in order."""
+    """Serves `status`, `flush`, `counts`, `add_prices`, `money`, `funds`; a connection's answers come in order."""
 
     def __init__(
-        self, pump: Pump, add_prices: Callable[[PriceBook], None], on_pump: OnPump, desk: Desk | None = None
+        self,
+        pump: Pump,
+        add_prices: Callable[[PriceBook], None],
+        on_pump: OnPump,
+        desk: Desk | None = None,
+        funds: FundsDesk | None = None,
     ) -> None:
-        """`desk` carries out money commands; without one they are refused."""
+        """`desk` carries out money commands, `funds` orders of leases; without one they are refused."""
         self._desk = desk
+        self._funds = funds
         self._pump = pump
         self._add_prices = add_prices
         self._on_pump = on_pump
@@ -112,7 +119,9 @@ class MeterSocket:
             # A document bills what is posted: everything readable is posted first.
             self._pump.drain()
             return {"answer": self._desk.run(verb, operation_id, request.get("body"))}
-        raise MeterError("unknown_op", f"op {op!r} is none of status, flush, counts, add_prices, money")
+        if op == "funds" and self._funds is not None:
+            return {"leases": self._funds.run(request.get("orders"), request.get("workers"))}
+        raise MeterError("unknown_op", f"op {op!r} is none of status, flush, counts, add_prices, money, funds")
 
 
 def _make_way(path: Path) -> None:

@@ -23,6 +23,7 @@ REASON_BY_PRICING: Final = {
     "priced": Reason.PRICED,
     "free": Reason.FREE_PLAN,
     "internal": Reason.INTERNAL_PLAN,
+    "prepaid": Reason.PREPAID,
 }
 PRICING_BY_REASON: Final = {reason: pricing for pricing, reason in REASON_BY_PRICING.items()}
 
@@ -66,16 +67,17 @@ class Rater:
         """The list price of one call in nanos, and why. `rows` and `compute_ns` are >= 0 (the caller's duty).
 
         A failed call costs nothing whatever its plan; so does any call of a free or internal plan.
-        Raises PriceError for a `pricing` that is none of "priced", "free", "internal".
+        Raises PriceError for a `pricing` that is none of "priced", "prepaid", "free", "internal".
         """
         if outcome:
             return _NOT_BILLABLE
-        if pricing != "priced":
+        reason = _SOLD.get(pricing)
+        if reason is None:
             try:
                 return _UNPRICED[pricing]
             except KeyError:
                 raise PriceError(f"pricing: {pricing!r} is unknown; known: {', '.join(REASON_BY_PRICING)}") from None
-        return amount_of(self._models.get(model, self._default), rows, compute_ns), Reason.PRICED
+        return amount_of(self._models.get(model, self._default), rows, compute_ns), reason
 
     def terms_of(self, model: str) -> Terms:
         """The terms of a priced OK call of `model`, for `amount_of`."""
@@ -123,8 +125,10 @@ def _terms(price: Price) -> Terms:
 
 
 _NOT_BILLABLE: Final[Charge] = (0, Reason.NOT_BILLABLE)
+#: Pricings at list price; they differ in who pays when.
+_SOLD: Final = {"priced": Reason.PRICED, "prepaid": Reason.PREPAID}
 _UNPRICED: Final[dict[str, Charge]] = {
-    pricing: (0, reason) for pricing, reason in REASON_BY_PRICING.items() if pricing != "priced"
+    pricing: (0, reason) for pricing, reason in REASON_BY_PRICING.items() if pricing not in _SOLD
 }
 
 __all__ = [

@@ -22,7 +22,7 @@ from billing.invoices.proration import largest_remainder
 from billing.ledger.journal import Journal
 from billing.month import MonthLine, PlanMonth, Usage, base_plan, month_lines, net_by_plan
 from billing.plans import PlanError, PlanTerms, validate_terms
-from billing.usage import usage_by
+from billing.usage import Dimension, usage_by
 
 PLANS_MAX: Final = 100
 _OK: Final = 0
@@ -173,9 +173,13 @@ def list_runs(db: sqlite3.Connection, tenant: str, *, limit: int) -> list[Run]:
 
 
 def month_usage(db: sqlite3.Connection, tenant: str, start_ns: int, end_ns: int) -> list[Usage]:
-    """Good calls by plan (packs folded into it) and model; the same query as every report. Failed calls are free."""
+    """Good calls by plan (packs folded into it) and model; the same query as every report. Failed calls are free.
+
+    What a wallet paid at list price is settled already: no plan, coupon or credit changes it.
+    """
     folded: dict[tuple[str, str], Usage] = {}
-    rows = usage_by(db, ("plan", "model", "outcome"), tenant=tenant, since_ns=start_ns, until_ns=end_ns)
+    dimensions: tuple[Dimension, ...] = ("plan", "model", "outcome")
+    rows = usage_by(db, dimensions, tenant=tenant, since_ns=start_ns, until_ns=end_ns, is_prepaid=False)
     for row in rows:
         recorded, model, outcome = row.group
         if outcome != _OK:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime, tzinfo
 from typing import Any, Final, Literal, NamedTuple, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from billing.events import Reason
+
 Dimension = Literal["day", "model", "key", "tenant", "plan", "outcome", "price_version"]
 
 ROWS_MAX: Final = 10_000
@@ -58,11 +60,12 @@ def usage_by(
     zone: str = "UTC",
     covered: tuple[int, int] | None = None,
     beyond: tuple[int, int] | None = None,
+    is_prepaid: bool | None = None,
 ) -> list[UsageRow]:
     """Usage of posted calls with since_ns <= t_ns < until_ns, grouped by `by` and currency, sorted by group.
 
     `covered` and `beyond` are cuts of invoices, (event id, end_ns): only events inside the first (id <= event id and
-    t_ns < end_ns) and outside the second.
+    t_ns < end_ns) and outside the second. `is_prepaid`: only calls that a wallet paid, or only the others.
 
     Raises UsageError for an unknown dimension or zone, or for more than ROWS_MAX groups.
     """
@@ -72,6 +75,8 @@ def usage_by(
     in_zone = _zone(zone)
     where, values = _conditions(tenant, model, key, since_ns, until_ns)
     where, values = _within_cuts(where, values, covered, beyond)
+    if is_prepaid is not None:
+        where = f"{where} {'AND' if where else 'WHERE'} f.reason {'=' if is_prepaid else '<>'} {int(Reason.PREPAID)}"
     groups = ", ".join([*(_COLUMNS[dimension] for dimension in by), "f.currency"])
     folded: dict[tuple[Any, ...], list[int]] = {}
     for row in db.execute(_SELECT.format(groups=groups, where=where), values):

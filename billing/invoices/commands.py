@@ -193,6 +193,7 @@ def make_draft(journal: Journal, body: Draft, now_ns: int) -> Document:
         tenant=body.tenant,
         covered=(cut.event_id, cut.end_ns),
         beyond=None if previous is None else (previous.event_id, previous.end_ns),
+        is_prepaid=False,
     )
     start_ns = previous.end_ns if previous is not None else account.anchor_ns
     span = (min(until_ns, start_ns if body.start_ns is None else body.start_ns), until_ns)

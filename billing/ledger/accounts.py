@@ -40,6 +40,8 @@ CHART: Final = (
     AccountKind("accounts_receivable", AccountClass.ASSET, "tenant", is_tenant=True),
     AccountKind("contract_liability:prepaid", AccountClass.LIABILITY, "tenant", is_guarded=True, is_tenant=True),
     AccountKind("contract_liability:subscription", AccountClass.LIABILITY, "tenant", is_tenant=True),
+    #: What leases of wallets are held for; pending transfers only, so it never has an entry.
+    AccountKind("usage_clearing", AccountClass.LIABILITY, ""),
     AccountKind("tax_payable", AccountClass.LIABILITY, "jurisdiction"),
     AccountKind("revenue:model_call", AccountClass.INCOME, "model"),
     AccountKind("revenue:subscription", AccountClass.INCOME, ""),

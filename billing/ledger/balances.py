@@ -1,6 +1,8 @@
 """Owns the balance of one account: the snapshot of the last closed period plus the entries since (I9).
 
-Sums are taken as whole units and rests of 1e9, so they stay exact beyond 64 bits.
+Sums are taken as whole units and rests of 1e9, so they stay exact beyond 64 bits. Guarded accounts are asked about with
+every lease, so theirs are kept beside the entries, in the transaction that moves them (`wallet_balance`); `verify`
+compares.
 """
 
 import sqlite3
@@ -20,17 +22,29 @@ def balance_nanos(db: sqlite3.Connection, account: str, currency: str) -> int:
     return int(units + more_units) * _UNIT + int(nanos + more_nanos)
 
 
+def wallet_nanos(db: sqlite3.Connection, account: str, currency: str) -> int:
+    """What a guarded account holds in nanos (its credit balance): paid in and not spent, leased or not."""
+    row = db.execute(
+        "SELECT units, nanos FROM wallet_balance JOIN account USING (account_id) WHERE name = ? AND currency = ?",
+        (account, currency),
+    ).fetchone()
+    return 0 if row is None else -(int(row[0]) * _UNIT + int(row[1]))
+
+
 def held_nanos(db: sqlite3.Connection, account: str, currency: str) -> int:
-    """What pending transfers hold of `account`."""
+    """What pending transfers hold of `account`, less what calls posted since have taken out of it."""
     (held,) = db.execute(
-        "SELECT COALESCE(SUM(amount_nanos), 0) FROM transfer_open WHERE debit = ? AND currency = ?", (account, currency)
+        "SELECT COALESCE(SUM(o.amount_nanos - COALESCE(l.used_nanos - l.held_from_nanos, 0)), 0)"
+        " FROM transfer_open o LEFT JOIN fund_lease l ON l.lease_id = o.transfer_id"
+        " WHERE o.debit = ? AND o.currency = ?",
+        (account, currency),
     ).fetchone()
     return int(held)
 
 
 def available_nanos(db: sqlite3.Connection, account: str, currency: str) -> int:
     """What a guarded account (credit balance) still has: neither spent nor held."""
-    return -balance_nanos(db, account, currency) - held_nanos(db, account, currency)
+    return wallet_nanos(db, account, currency) - held_nanos(db, account, currency)
 
 
 def _last_through(db: sqlite3.Connection) -> int:

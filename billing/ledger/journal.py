@@ -21,14 +21,14 @@ class Journal:
 
     def __init__(self, db: sqlite3.Connection, names: Names) -> None:
         self.db = db
-        self._names = names
+        self.names = names
 
     def execute(self, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         return self.db.execute(statement, tuple(values))
 
     def forget_names(self) -> None:
         """To be called after a part of the transaction was undone: names may have been made in it."""
-        self._names.forget()
+        self.names.forget()
 
     def post(self, kind: str, tenant: str, posted_ns: int, lines: Sequence[Line]) -> int:
         """Seal one journal transaction over `lines`; its id. It carries no events.
@@ -55,5 +55,5 @@ class Journal:
             merkle_root=b"",
             lines=tuple(lines),
         )
-        seal_all(self.db, self._names, [transaction])
+        seal_all(self.db, self.names, [transaction])
         return int(tx_id)

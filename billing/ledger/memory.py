@@ -18,7 +18,15 @@ from billing.ledger.port import (
     Rejected,
     Source,
 )
-from billing.ledger.rules import GENESIS, TX_USAGE, Transaction, differing_field, transaction_hash, usage_lines
+from billing.ledger.rules import (
+    GENESIS,
+    TX_USAGE,
+    Transaction,
+    differing_field,
+    totals_of,
+    transaction_hash,
+    usage_lines,
+)
 from billing.packed import served_of
 from billing.rating import PriceBook, compile_book
 
@@ -112,10 +120,7 @@ class MemoryLedger:
 
     def _seal(self, tenant: str, fresh: Sequence[Item], first_event_id: int, now_ns: int) -> int:
         records = [served_of(call) for _, _, call in fresh]
-        totals: dict[tuple[str, str], tuple[int, int]] = {}
-        for served in records:
-            amount, calls = totals.get((served.model, served.currency), (0, 0))
-            totals[(served.model, served.currency)] = (amount + served.charge_nanos, calls + 1)
+        totals, wallet = totals_of(records)
         tx = Transaction(
             tx_id=len(self.transactions) + 1,
             kind=TX_USAGE,
@@ -128,7 +133,7 @@ class MemoryLedger:
             t_max_ns=max(served.t_ns for served in records),
             leaf_version=LEAF_VERSION,
             merkle_root=merkle_root(leaves_of(LEAF_VERSION, records)),
-            lines=usage_lines(tenant, totals),
+            lines=usage_lines(tenant, totals, wallet),
         )
         self.transactions.append(tx)
         self._head = transaction_hash(self._head, tx)

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from billing.events import Outcome
+from billing.events import Outcome, Reason
 from billing.ledger.merkle import LEAF_VERSION, blocks_of, merkle_root
 from billing.ledger.names import Facet, Names
 from billing.ledger.port import KIND_CALL, Batch, GroupOutcome, Item
@@ -36,11 +36,14 @@ from billing.packed import (
     served_of,
 )
 
+_PREPAID: Final = int(Reason.PREPAID)
 #: Of each event in turn: log_id, call_id, facet_id, seq, t_ns, rows, compute_ns, request_bytes, reply_bytes,
 #: charge_nanos. Flat, as SQLite takes them: a tuple per event would be made only to be taken apart.
 Values = list[Any]
 _ROW_VALUES: Final = 10
 _ROW_TIME: Final = 4
+_ROW_FACET: Final = 2
+_ROW_CHARGE: Final = 9
 
 
 def _insert_sql(size: int) -> str:
@@ -53,10 +56,19 @@ def _insert_sql(size: int) -> str:
     return f"INSERT INTO usage_event VALUES {','.join(rows)}"  # noqa: S608
 
 
+#: Guarded accounts, whose balance is asked for with every lease: kept beside the entries (whole units and rest).
+_WALLETS: Final = "contract_liability:prepaid:"
+_UNIT: Final = 1_000_000_000
+_MOVE_WALLET: Final = (
+    "INSERT INTO wallet_balance VALUES (?, ?, ?) ON CONFLICT (account_id) DO UPDATE SET"
+    " units = wallet_balance.units + excluded.units, nanos = wallet_balance.nanos + excluded.nanos"
+)
 _INSERTS: Final = tuple((size, _insert_sql(size)) for size in (64, 8, 1))
 
 Groups = dict[str, list[Item]]
 Conflict = tuple[Item, str]
+#: (log_id, tenant, currency) → nanos of prepaid calls that were decided: what leases need not hold any more.
+Uses = dict[tuple[int, str, str], int]
 
 
 class _Sorted(NamedTuple):
@@ -65,6 +77,8 @@ class _Sorted(NamedTuple):
     fresh: list[Item]
     exists: int
     conflicts: list[Conflict]
+    #: Of those that exist: recorded at a second place, which was not known before.
+    again: list[Item]
 
 
 class _Draft(NamedTuple):
@@ -72,6 +86,7 @@ class _Draft(NamedTuple):
 
     transaction: Transaction
     values: Values
+    uses: Uses
 
 
 class _Group:
@@ -88,18 +103,25 @@ class _Group:
 class _Tally:
     """The calls of one facet in a batch; values and records are those of its tenant's group."""
 
-    __slots__ = ("charges", "facet_id", "facts", "outcome", "records", "values")
+    __slots__ = ("charges", "facet_id", "facts", "is_prepaid", "outcome", "records", "values")
 
-    def __init__(self, group: _Group, facet_id: int, facts: Facts, outcome: int) -> None:
+    def __init__(self, group: _Group, facet_id: int, facts: Facts, outcome: int, *, is_prepaid: bool) -> None:
         self.values = group.values
         self.records = group.records
         self.facet_id = facet_id
         self.facts = facts
         self.outcome = outcome
+        self.is_prepaid = is_prepaid
         self.charges: list[int] = []
 
 
-Posted = tuple[tuple[GroupOutcome, ...], list[Conflict]]
+class Posted(NamedTuple):
+    """What became of a batch. `uses`: of what was posted; `again`: records of calls that were posted from elsewhere."""
+
+    groups: tuple[GroupOutcome, ...]
+    conflicts: list[Conflict]
+    uses: Uses
+    again: list[Item]
 
 
 def post_fresh(db: sqlite3.Connection, names: Names, batch: Batch) -> Posted:
@@ -109,7 +131,10 @@ def post_fresh(db: sqlite3.Connection, names: Names, batch: Batch) -> Posted:
     """
     drafts = _draft(db, names, batch.posts, batch.now_ns)
     _write(db, names, drafts, batch)
-    return tuple(GroupOutcome(tx.tenant, tx.tx_id, tx.event_count, 0) for tx, _ in drafts), []
+    groups = tuple(
+        GroupOutcome(one.transaction.tenant, one.transaction.tx_id, one.transaction.event_count, 0) for one in drafts
+    )
+    return Posted(groups, [], _all_uses(drafts), [])
 
 
 def post_sorted(db: sqlite3.Connection, names: Names, batch: Batch) -> Posted:
@@ -117,7 +142,7 @@ def post_sorted(db: sqlite3.Connection, names: Names, batch: Batch) -> Posted:
     groups = {tenant: _sort(db, names, items) for tenant, items in sorted(_by_tenant(batch).items())}
     drafts = _draft(db, names, [item for group in groups.values() for item in group.fresh], batch.now_ns)
     _write(db, names, drafts, batch)
-    tx_ids = {tx.tenant: tx.tx_id for tx, _ in drafts}
+    tx_ids = {one.transaction.tenant: one.transaction.tx_id for one in drafts}
     outcomes = tuple(
         GroupOutcome(
             tenant,
@@ -128,7 +153,12 @@ def post_sorted(db: sqlite3.Connection, names: Names, batch: Batch) -> Posted:
         )
         for tenant, group in groups.items()
     )
-    return outcomes, [conflict for group in groups.values() for conflict in group.conflicts]
+    return Posted(
+        outcomes,
+        [conflict for group in groups.values() for conflict in group.conflicts],
+        _all_uses(drafts),
+        [item for group in groups.values() for item in group.again],
+    )
 
 
 def _by_tenant(batch: Batch) -> Groups:
@@ -139,9 +169,9 @@ def _by_tenant(batch: Batch) -> Groups:
 
 
 def _write(db: sqlite3.Connection, names: Names, drafts: Sequence[_Draft], batch: Batch) -> None:
-    for tx, values in drafts:
+    for tx, values, _ in drafts:
         _insert_events(db, tx, names.tenant(tx.tenant), values)
-    seal_all(db, names, [tx for tx, _ in drafts])
+    seal_all(db, names, [one.transaction for one in drafts])
     _note_endings(db, batch)
 
 
@@ -158,7 +188,7 @@ def _insert_events(db: sqlite3.Connection, tx: Transaction, tenant_id: int, valu
 def _sort(db: sqlite3.Connection, names: Names, items: Sequence[Item]) -> _Sorted:
     """Tell `items` of one tenant apart: fresh, known and the same, known and different."""
     fresh: dict[bytes, Item] = {}
-    exists, conflicts = 0, []
+    exists, conflicts, again = 0, list[Conflict](), list[Item]()
     for item in items:
         source, seq, served = item
         stored = find_event(db, served)
@@ -175,9 +205,9 @@ def _sort(db: sqlite3.Connection, names: Names, items: Sequence[Item]) -> _Sorte
             conflicts.append((item, field))
             continue
         exists += 1
-        if first[:2] != (source, seq):
-            _note_duplicate(db, names, item)
-    return _Sorted(list(fresh.values()), exists, conflicts)
+        if first[:2] != (source, seq) and _note_duplicate(db, names, item):
+            again.append(item)
+    return _Sorted(list(fresh.values()), exists, conflicts, again)
 
 
 def _draft(db: sqlite3.Connection, names: Names, items: Sequence[Item], posted_ns: int) -> list[_Draft]:
@@ -187,7 +217,7 @@ def _draft(db: sqlite3.Connection, names: Names, items: Sequence[Item], posted_n
     drafts: list[_Draft] = []
     for tenant, group in sorted(_sort_out(names, items).items()):
         tx = _transaction(tenant, group, tx_id, event_id, posted_ns)
-        drafts.append(_Draft(tx, group.values))
+        drafts.append(_Draft(tx, group.values, _uses(tenant, group)))
         tx_id, event_id = tx_id + 1, event_id + tx.event_count
     return drafts
 
@@ -248,17 +278,21 @@ def _open_tally(names: Names, groups: dict[str, _Group], facts: Facts, outcome: 
         facts.currency,
         facts.protocol,
     )
-    tally = _Tally(group, names.facet(facet), facts, outcome)
+    tally = _Tally(group, names.facet(facet), facts, outcome, is_prepaid=reason == _PREPAID)
     group.tallies.append(tally)
     return tally
 
 
 def _transaction(tenant: str, group: _Group, tx_id: int, first_event_id: int, posted_ns: int) -> Transaction:
     totals: dict[tuple[str, str], tuple[int, int]] = {}
+    wallet: dict[str, tuple[int, int]] = {}
     for tally in group.tallies:
         facts, charges = tally.facts, tally.charges
         amount, calls = totals.get((facts.model, facts.currency), (0, 0))
         totals[facts.model, facts.currency] = (amount + sum(charges), calls + len(charges))
+        if tally.is_prepaid:
+            amount, calls = wallet.get(facts.currency, (0, 0))
+            wallet[facts.currency] = (amount + sum(charges), calls + len(charges))
     times = group.values[_ROW_TIME::_ROW_VALUES]
     return Transaction(
         tx_id=tx_id,
@@ -272,8 +306,26 @@ def _transaction(tenant: str, group: _Group, tx_id: int, first_event_id: int, po
         t_max_ns=max(times),
         leaf_version=LEAF_VERSION,
         merkle_root=merkle_root(blocks_of(group.records)),
-        lines=usage_lines(tenant, totals),
+        lines=usage_lines(tenant, totals, wallet),
     )
+
+
+def _uses(tenant: str, group: _Group) -> Uses:
+    """What prepaid calls of a group cost, by the log that recorded them. Nothing to walk without such calls."""
+    uses: Uses = {}
+    for tally in group.tallies:
+        if not tally.is_prepaid:
+            continue
+        values, facet_id, currency = group.values, tally.facet_id, tally.facts.currency
+        for at in range(0, len(values), _ROW_VALUES):
+            if values[at + _ROW_FACET] == facet_id:
+                key = (values[at], tenant, currency)
+                uses[key] = uses.get(key, 0) + values[at + _ROW_CHARGE]
+    return uses
+
+
+def _all_uses(drafts: Sequence[_Draft]) -> Uses:
+    return {key: nanos for one in drafts for key, nanos in one.uses.items()}
 
 
 def seal_all(db: sqlite3.Connection, names: Names, transactions: Sequence[Transaction]) -> None:
@@ -306,15 +358,23 @@ def seal_all(db: sqlite3.Connection, names: Names, transactions: Sequence[Transa
         )
         head = transaction_hash(head, tx)
         db.execute("INSERT INTO seal VALUES (?, ?)", (tx.tx_id, head))
+        for line in tx.lines:
+            if line.account.startswith(_WALLETS):
+                account_id = names.account(line.account, line.currency)
+                db.execute(_MOVE_WALLET, (account_id, *divmod(line.amount_nanos, _UNIT)))
 
 
-def _note_duplicate(db: sqlite3.Connection, names: Names, item: Item) -> None:
-    """The same event was recorded at a second place: nothing is posted, but the count of records must still add up."""
+def _note_duplicate(db: sqlite3.Connection, names: Names, item: Item) -> bool:
+    """The same event was recorded at a second place: nothing is posted, but the count of records must still add up.
+
+    True: the place is new.
+    """
     source, seq, served = item
-    db.execute(
+    noted = db.execute(
         "INSERT INTO duplicate VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
         (names.log(source), seq, names.tenant(served.tenant), served.call_id),
     )
+    return bool(noted.rowcount)
 
 
 def _note_endings(db: sqlite3.Connection, batch: Batch) -> None:

@@ -3,14 +3,15 @@
 Signs: a debit is positive, a credit negative; the lines of a transaction sum to zero per currency. Pure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, NamedTuple
 
 import msgspec
 
-from billing.events import Served
+from billing.events import Reason, Served
+from billing.ledger.accounts import prepaid
 from billing.ledger.port import LedgerError
 
 GENESIS: Final = bytes(32)
@@ -36,6 +37,8 @@ COMPARED_FIELDS: Final = (
 
 #: (model, currency) → (sum of charges, number of calls): what one tenant's part of a batch adds up to.
 Totals = Mapping[tuple[str, str], tuple[int, int]]
+#: currency → (sum of charges, number of calls): the part of those totals that the tenant's wallet pays.
+Prepaid = Mapping[str, tuple[int, int]]
 
 
 class Line(NamedTuple):
@@ -75,11 +78,11 @@ def revenue(model: str) -> str:
     return f"revenue:model_call:{model}"
 
 
-def usage_lines(tenant: str, totals: Totals) -> tuple[Line, ...]:
+def usage_lines(tenant: str, totals: Totals, wallet: Prepaid | None = None) -> tuple[Line, ...]:
     """Per currency one debit of the tenant's receivable and one credit of each model's revenue, in sorted order.
 
-    Calls that cost nothing make lines of amount 0: they are posted like all others, so that `calls` adds up and every
-    call has an entry to point at.
+    What `wallet` says was paid in advance is debited to the tenant's wallet instead. Calls that cost nothing make lines
+    of amount 0: they are posted like all others, so that `calls` adds up and every call has an entry to point at.
     """
     owed: dict[str, list[int]] = {}
     credits: list[Line] = []
@@ -88,10 +91,31 @@ def usage_lines(tenant: str, totals: Totals) -> tuple[Line, ...]:
         sums[0] += amount
         sums[1] += calls
         credits.append(Line(revenue(model), currency, -amount, calls))
-    debits = [Line(receivable(tenant), currency, amount, calls) for currency, (amount, calls) in sorted(owed.items())]
-    lines = (*debits, *credits)
+    paid = [Line(prepaid(tenant), currency, *sums) for currency, sums in sorted((wallet or {}).items())]
+    for line in paid:
+        owed[line.currency][0] -= line.amount_nanos
+        owed[line.currency][1] -= line.calls
+    debits = [
+        Line(receivable(tenant), currency, amount, calls)
+        for currency, (amount, calls) in sorted(owed.items())
+        if amount or calls
+    ]
+    lines = (*debits, *paid, *credits)
     check_balanced(lines)
     return lines
+
+
+def totals_of(records: Iterable[Served]) -> tuple[Totals, Prepaid]:
+    """What one tenant's events add up to, and which part of it the wallet pays: the arguments of `usage_lines`."""
+    totals: dict[tuple[str, str], tuple[int, int]] = {}
+    wallet: dict[str, tuple[int, int]] = {}
+    for one in records:
+        amount, calls = totals.get((one.model, one.currency), (0, 0))
+        totals[one.model, one.currency] = (amount + one.charge_nanos, calls + 1)
+        if one.reason == Reason.PREPAID:
+            amount, calls = wallet.get(one.currency, (0, 0))
+            wallet[one.currency] = (amount + one.charge_nanos, calls + 1)
+    return totals, wallet
 
 
 def check_balanced(lines: Sequence[Line]) -> None:

@@ -7,7 +7,7 @@ Every append-only table raises on UPDATE and DELETE; inserts that REPLACE would 
 from typing import Final
 
 APPLICATION_ID: Final = 0x546F6C6C  # "Toll"
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 _TABLES: Final = """
 CREATE TABLE log (
@@ -146,10 +146,27 @@ CREATE TRIGGER transfer_open_ended BEFORE DELETE ON transfer_open
 WHEN NOT EXISTS (SELECT 1 FROM transfer WHERE pending_id = OLD.transfer_id)
 BEGIN SELECT RAISE(ABORT, 'transfer_open: is closed only by a post or a void'); END;
 """
+#: What version 3 added: the balances of guarded accounts, and how much of a wallet each usage log may still spend.
+#: `ceiling_nanos` is what the log's prepaid calls may cost in all, `used_nanos` what was decided of them; the rest is
+#: held by the pending transfer `lease_id` ("": nothing is), which was made when `held_from_nanos` had been used.
+_WALLETS: Final = """
+CREATE TABLE wallet_balance (
+  account_id INTEGER PRIMARY KEY REFERENCES account, units INTEGER NOT NULL, nanos INTEGER NOT NULL) STRICT;
+INSERT INTO wallet_balance SELECT account_id, SUM(amount_nanos / 1000000000), SUM(amount_nanos % 1000000000)
+  FROM entry JOIN account USING (account_id) WHERE name LIKE 'contract_liability:prepaid:%' GROUP BY account_id;
+CREATE TABLE fund_lease (
+  log_id INTEGER NOT NULL REFERENCES log, tenant TEXT NOT NULL, currency TEXT NOT NULL, seq INTEGER NOT NULL,
+  issued INTEGER NOT NULL, ceiling_nanos INTEGER NOT NULL, used_nanos INTEGER NOT NULL,
+  held_from_nanos INTEGER NOT NULL, lease_id TEXT NOT NULL, PRIMARY KEY (log_id, tenant, currency),
+  CHECK (0 <= held_from_nanos AND held_from_nanos <= used_nanos AND used_nanos <= ceiling_nanos)) STRICT;
+CREATE INDEX fund_lease_by_transfer ON fund_lease (lease_id);
+"""
+
 #: (version, tables and guards, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (1, _TABLES + _GUARDS, APPEND_ONLY),
     (2, _PERIODS, ("period", "period_balance", "transfer")),
+    (3, _WALLETS, ()),
 )
 
 

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from billing import failpoint
-from billing.events import encode
+from billing.events import Reason, encode
 from billing.ledger.connect import lock_writer, open_writer, translated
 from billing.ledger.journal import OPEN_SINCE, Journal
+from billing.ledger.leases import OverLease, end_log, use_leases
 from billing.ledger.names import Names
 from billing.ledger.port import (
     BATCH_EVENTS_MAX,
@@ -26,14 +28,18 @@ from billing.ledger.port import (
     Position,
     PostReport,
     PriceBookConflict,
+    Rejected,
     Source,
 )
-from billing.ledger.posting import Posted, post_fresh, post_sorted
+from billing.ledger.posting import Posted, Uses, post_fresh, post_sorted
 from billing.ledger.rules import GENESIS
 from billing.ledger.stored import find_event
 from billing.packed import served_of
 from billing.pricebook import decode_price_book, encode_price_book
 from billing.rating import PriceBook
+
+#: Quarantine reason of prepaid calls that cost more than was leased to their log.
+OVER_LEASE: Final = "over_lease"
 
 
 class SqlLedger:
@@ -48,10 +54,10 @@ class SqlLedger:
             raise LedgerError(f"a batch of {len(batch.posts)} events is over the limit of {BATCH_EVENTS_MAX}")
         with translated("post"):
             try:
-                return self._post(batch, post_fresh)
-            except sqlite3.IntegrityError:
-                # Some key is known (a batch sent again, a second log with the same call): nothing was kept of the try.
-                return self._post(batch, post_sorted)
+                return self._post_any(batch)
+            except OverLease as over:
+                # Nothing was kept of the try. What no lease covers would overdraw the wallet: it waits for a person.
+                return self._post_any(self._without_excess(batch, over.room))
 
     def state(self) -> LedgerState:
         with translated("state"):
@@ -107,17 +113,56 @@ class SqlLedger:
     def close(self) -> None:
         self._db.close()
 
+    def _post_any(self, batch: Batch) -> PostReport:
+        try:
+            return self._post(batch, post_fresh)
+        except sqlite3.IntegrityError:
+            # Some key is known (a batch sent again, a second log with the same call): nothing was kept of the try.
+            return self._post(batch, post_sorted)
+
     def _post(self, batch: Batch, post_groups: Callable[[sqlite3.Connection, Names, Batch], Posted]) -> PostReport:
         with self._transaction():
             (open_since_ns,) = self._db.execute(OPEN_SINCE).fetchone()
             if batch.now_ns < open_since_ns:
                 # The clock was set back over the end of a closed period, which takes nothing any more.
                 batch = replace(batch, now_ns=open_since_ns)
-            groups, conflicts = post_groups(self._db, self._names, batch)
-            quarantined = self._quarantine(batch, conflicts)
+            posted = post_groups(self._db, self._names, batch)
+            quarantined = self._quarantine(batch, posted.conflicts)
             voided = self._void(batch)
+            self._use_leases(batch, posted.uses, [*posted.again, *quarantined, *voided])
             self._advance(batch)
-        return PostReport(groups, sum(group.posted for group in groups), voided, quarantined)
+        counted = sum(group.posted for group in posted.groups)
+        return PostReport(posted.groups, counted, len(voided), len(quarantined))
+
+    def _use_leases(self, batch: Batch, posted: Uses, unpaid: Sequence[Item]) -> None:
+        """What was decided need not be held any more; a log that is over holds nothing."""
+        otherwise: dict[tuple[int, str, str], int] = {}
+        for source, _, call in unpaid:
+            served = served_of(call)
+            if served.reason == Reason.PREPAID and served.charge_nanos > 0:
+                key = (self._names.log(source), served.tenant, served.currency)
+                otherwise[key] = otherwise.get(key, 0) + served.charge_nanos
+        journal = Journal(self._db, self._names)
+        use_leases(journal, {key: nanos for key, nanos in posted.items() if nanos}, otherwise, batch.now_ns)
+        for source, position in batch.positions.items():
+            if position.is_ended:
+                end_log(journal, self._names.log(source), batch.now_ns)
+
+    def _without_excess(self, batch: Batch, room: dict[tuple[int, str, str], int]) -> Batch:
+        """`batch` with the prepaid calls beyond `room` rejected, each log's first calls first."""
+        left, posts, over = dict(room), list[Item](), list[Rejected]()
+        for item in batch.posts:
+            source, _, call = item
+            served = served_of(call)
+            key = (self._names.log(source), served.tenant, served.currency)
+            if served.reason != Reason.PREPAID or key not in left or find_event(self._db, call) is not None:
+                posts.append(item)
+            elif served.charge_nanos <= left[key]:
+                left[key] -= served.charge_nanos
+                posts.append(item)
+            else:
+                over.append(Rejected(item, OVER_LEASE, "charge_nanos"))
+        return replace(batch, posts=posts, rejected=[*batch.rejected, *over])
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -134,30 +179,34 @@ class SqlLedger:
                 self._db.execute("ROLLBACK")
             raise
 
-    def _quarantine(self, batch: Batch, conflicts: Sequence[tuple[Item, str]]) -> int:
+    def _quarantine(self, batch: Batch, conflicts: Sequence[tuple[Item, str]]) -> list[Item]:
+        """Keep what must not be posted; what of it is new."""
         found = [*batch.rejected, *((item, "exists_with_different", field) for item, field in conflicts)]
-        return sum(
-            self._db.execute(
+        return [
+            item
+            for item, reason, field in found
+            for source, seq, served in (item,)
+            if self._db.execute(
                 "INSERT INTO quarantine (log_id, seq, tenant, call_id, reason, field, quarantined_ns, payload)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (log_id, seq) DO NOTHING",
                 (self._names.log(source), seq, *_subject(item), reason, field, batch.now_ns, encode(served_of(served))),
             ).rowcount
-            for item, reason, field in found
-            for source, seq, served in (item,)
-        )
+        ]
 
-    def _void(self, batch: Batch) -> int:
+    def _void(self, batch: Batch) -> list[Item]:
         """Record voids, except of calls already posted: their mark was seen and then lost with the power (R8)."""
-        voided = 0
-        for source, seq, served in batch.voids:
+        voided: list[Item] = []
+        for item in batch.voids:
+            source, seq, served = item
             stored = find_event(self._db, served)
             if stored is not None and (stored.source, stored.seq) == (source, seq):
                 continue
-            voided += self._db.execute(
+            if self._db.execute(
                 "INSERT INTO voided (log_id, seq, tenant, call_id, voided_ns, payload)"
                 " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (log_id, seq) DO NOTHING",
                 (self._names.log(source), seq, served.tenant, served.call_id, batch.now_ns, encode(served_of(served))),
-            ).rowcount
+            ).rowcount:
+                voided.append(item)
         return voided
 
     def _advance(self, batch: Batch) -> None:

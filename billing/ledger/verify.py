@@ -22,11 +22,12 @@ from billing.ledger.rules import (
     Line,
     Transaction,
     check_balanced,
+    totals_of,
     transaction_hash,
     usage_lines,
 )
 from billing.ledger.stored import StoredEvent, read_events
-from billing.ledger.views import trial_balance
+from billing.ledger.views import balance_of, trial_balance
 from billing.pricebook import decode_price_book
 from billing.rating import Rater, compile_book
 
@@ -85,6 +86,7 @@ def verify_ledger(db: sqlite3.Connection) -> Verification:
     if events < last_event:
         audit.note("events_outside", f"event {events + 1}", f"{last_event - events} in no transaction")
     _verify_balance(audit)
+    _verify_wallets(audit)
     for period_id, finding in broken_periods(db):
         audit.note("period", f"period {period_id}", finding)
     return Verification(last_tx, events, head, charged, tuple(audit.problems))
@@ -131,11 +133,7 @@ def _verify_usage(audit: _Audit, tx: Transaction, first_event_id: int, events: l
         note("merkle_root", "its root is not that of its events")
     if not served:
         return
-    totals: dict[tuple[str, str], tuple[int, int]] = {}
-    for one in served:
-        amount, calls = totals.get((one.model, one.currency), (0, 0))
-        totals[(one.model, one.currency)] = (amount + one.charge_nanos, calls + 1)
-    if usage_lines(tx.tenant, totals) != tx.lines:
+    if usage_lines(tx.tenant, *totals_of(served)) != tx.lines:
         note("entries", "its entries are not what its events add up to")
     times, ok_count = [one.t_ns for one in served], sum(one.outcome == Outcome.OK for one in served)
     if (min(times), max(times), ok_count) != (tx.t_min_ns, tx.t_max_ns, tx.ok_count):
@@ -162,6 +160,18 @@ def _verify_balance(audit: _Audit) -> None:
     for currency, total in trial_balance(audit.db).totals.items():
         if total:
             audit.note("trial_balance", currency, f"off by {total} nanos")
+
+
+def _verify_wallets(audit: _Audit) -> None:
+    """Kept balances of guarded accounts are the sums of their entries (I9), and never below zero (I10)."""
+    for name, currency, units, nanos in audit.db.execute(
+        "SELECT name, currency, units, nanos FROM wallet_balance JOIN account USING (account_id)"
+    ):
+        kept = int(units) * 1_000_000_000 + int(nanos)
+        if kept != balance_of(audit.db, name, currency):
+            audit.note("wallet_balance", name, "what is kept is not the sum of its entries")
+        if kept > 0:
+            audit.note("overdrawn", name, f"{kept} nanos {currency} more were spent than paid in")
 
 
 def _lines(db: sqlite3.Connection, tx_id: int) -> tuple[Line, ...]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from billing.events import Outcome, Served, decode
+from billing.events import Outcome, Reason, Served, decode
 from billing.invoices.assemble import InvoiceError, usage_lines
 from billing.invoices.document import Cut, Document, encode_document
 from billing.judge import find_fault
@@ -163,6 +163,8 @@ def _is_billed(document: Document, event_id: int, served: Served) -> bool:
 def _check_usage(document: Document, billed: list[Served]) -> None:
     groups: dict[tuple[str, int], list[Served]] = {}
     for served in billed:
+        if served.reason == Reason.PREPAID:
+            continue  # paid by the wallet, so no line of an invoice
         groups.setdefault((served.model, served.price_version), []).append(served)
     rows = []
     for group, calls in sorted(groups.items()):

@@ -41,7 +41,7 @@ def test_call_of_a_zero_price_plan_has_no_fault(reason: Reason) -> None:
         ({"reply_bytes": -1}, ("malformed", "reply_bytes")),
         ({"outcome": 2, "charge_nanos": 0}, ("malformed", "outcome")),
         ({"outcome": -1, "charge_nanos": 0}, ("malformed", "outcome")),
-        ({"reason": 4, "charge_nanos": 0}, ("malformed", "reason")),
+        ({"reason": 5, "charge_nanos": 0}, ("malformed", "reason")),
         ({"reason": Reason.NOT_BILLABLE, "charge_nanos": 0}, ("malformed", "reason")),
         ({"outcome": Outcome.FAILED, "charge_nanos": 0}, ("malformed", "reason")),
         ({"key_id": "k" * 257}, ("malformed", "key_id")),

@@ -11,7 +11,7 @@ from billing.ledger.connect import journal_mode_for, open_reader, statements
 from billing.ledger.names import CACHE_MAX, Names
 from billing.ledger.periods import close_period
 from billing.ledger.port import Batch, LedgerError, LedgerUnavailable, Position
-from billing.ledger.schema import APPLICATION_ID, STEPS, append_only_sql
+from billing.ledger.schema import APPLICATION_ID, SCHEMA_VERSION, STEPS, append_only_sql
 from billing.ledger.sqlite import SqliteLedger
 from billing.ledger.verify import verify_ledger
 from billing.ledger.views import balance_of
@@ -73,9 +73,9 @@ def test_file_that_is_no_database_is_refused(path: Path) -> None:
 def test_newer_schema_is_refused(ledger: SqliteLedger, path: Path) -> None:
     ledger.close()
     later = sqlite3.connect(path)
-    later.execute("PRAGMA user_version = 3")
+    later.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     later.close()
-    with pytest.raises(LedgerError, match="has schema 3, this release reads 2"):
+    with pytest.raises(LedgerError, match=f"has schema {SCHEMA_VERSION + 1}, this release reads {SCHEMA_VERSION}"):
         SqliteLedger(path)
 
 

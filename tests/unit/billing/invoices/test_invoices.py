@@ -150,6 +150,8 @@ def test_usage_that_was_paid_otherwise_is_not_billed_again(office: Office) -> No
     office.post_usage(1_000)
     moved = [Line("contract_liability:prepaid:acme", "USD", 1, 0), Line("unbilled_receivable:acme", "USD", -1, 0)]
     with office.ledger.journal() as journal:
+        funds = [Line("cash:psp:bank", "USD", 1, 0), Line("contract_liability:prepaid:acme", "USD", -1, 0)]
+        journal.post("top_up", "acme", office.now_ns, funds)
         journal.post("settlement", "acme", office.now_ns, moved)
     assert refused(office, "invoice.bill", {"tenant": "acme", "until_ns": MONTH_END_NS}) == "unbilled_short"
     assert office.events() == []

@@ -189,12 +189,13 @@ def check_config(message: Any) -> ModelConfig:
         warmups=tuple(_warmup(sample, rows_max, inputs) for sample in message.model_warmup),
         versions=_versions(message.version_policy),
         parameters={key: value.string_value for key, value in message.parameters.items()},
-        model_filename=_filename("default_model_filename", message.default_model_filename) or _default_file(platform),
+        model_filename=_filename("default_model_filename", message.default_model_filename) or default_file(platform),
         message=message,
     )
 
 
-def _default_file(platform: Platform) -> str:
+def default_file(platform: Platform) -> str:
+    """What Triton's backend for it calls its file; empty where it has none."""
     return _DEFAULT_FILES[platform]
 
 

@@ -120,10 +120,7 @@ class Changes:
         if folder is None:
             raise TollwayError(Code.MODEL_NOT_FOUND, f"model '{name[:200]}' is in no repository")
         config = await run(self._host.pool, self._registry.read, folder, override.config)
-        numbers = config.versions.choose(folder.versions)
-        if not numbers:
-            raise RepositoryError("has no version folder, such as '1'")
-        staged[name] = {number: ModelVersion(folder, config, number) for number in numbers}
+        staged[name] = await self._registry.make_versions(folder, config)
         for step in config.steps:
             if step.model not in staged and not self._registry.loaded(step.model):
                 await self._stage(step.model, Override(), staged)
@@ -149,7 +146,7 @@ class Changes:
             own = staged.get(step.model)
             if own is None:
                 return self._registry.find_step(step)
-            number = max(own) if step.version < 0 else step.version
+            number = self._registry.default_number(own) if step.version < 0 else step.version
             if number not in own:
                 raise RepositoryError(f"ensemble step '{step.model}': has no version {number}")
             return own[number]

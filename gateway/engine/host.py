@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gateway.clock import Clock
+from gateway.engine.admission import Rules
 from gateway.engine.python_calls import Callee
 from gateway.engine.python_process import DEFAULT_LIMITS, PythonLimits
 from gateway.engine.residency import Residency
@@ -40,6 +41,8 @@ class Host:
     #: Where a memory budget or an idle time is set; None: models stay until they are unloaded.
     residency: Residency | None = None
     directory: Directory = field(default_factory=Directory)
+    #: What versions must be to be loaded.
+    rules: Rules = field(default_factory=Rules)
 
 
 class PoolPlace:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from gateway.engine.admission import OWN, Build
 from gateway.engine.batcher import Batcher, Dispatcher, Place
 from gateway.engine.ensemble import Ensemble, Step
+from gateway.engine.golden import check_answers
 from gateway.engine.host import Host, PoolPlace
 from gateway.engine.interface import Accepted, Interface
 from gateway.engine.memory import resident_bytes, return_free_memory
@@ -54,6 +56,8 @@ class Source:
     number: int
     interface: Interface
     statistics: Statistics
+    #: Which files of the version; see `gateway.engine.admission`.
+    build: Build = OWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,7 @@ async def load_sequence_version(source: Source, host: Host) -> Loaded:
         slots=sequences.slots * max(config.instances, 1),
         loop=host.loop,
         clock=host.clock,
+        is_id_seen=config.platform == "python" or any(one.kind == "CORRID" for one in sequences.controls),
     )
 
     async def close() -> None:
@@ -125,11 +130,18 @@ async def load_file_version(source: Source, host: Host) -> Loaded:
     threads = min(_positive(config, INTRA_OP_THREADS) or host.intra_op_threads, _INTRA_OP_THREADS_MAX)
 
     def load() -> FileRuntime:
-        return load_runtime(path, config, threads=threads)
+        runtime = load_runtime(path, config, threads=threads)
+        # A model that comes and goes is checked each time it comes.
+        try:
+            source.build.seal.check()
+        except RepositoryError:
+            runtime.close()
+            raise
+        return runtime
 
     runtime = await host.loop.run_in_executor(host.pool, _resident(load, path, config, host))
     runner = TensorRunner(runtime, source.interface, host.clock)
-    short_rows = await host.loop.run_in_executor(host.pool, _warm_up, runner, source)
+    short_rows = await host.loop.run_in_executor(host.pool, _prove, runtime, runner, source, host)
     slots = config.instances or host.threads
     place: Place = PoolPlace(host.batches, slots, short_rows)
     if isinstance(runtime, ResidentModel):
@@ -161,9 +173,15 @@ def _resident(
     return lambda: residency.add(config.name, load, path.stat().st_size)
 
 
-def _warm_up(runner: Runner, source: Source) -> int:
-    run_warmups(runner, source.interface, source.config, source.folder)
-    return measure_short_rows(runner, source.interface)
+def _prove(runtime: FileRuntime, runner: Runner, source: Source, host: Host) -> int:
+    """Golden answers, then warm-ups; gives the memory back where one fails."""
+    try:
+        check_answers(runtime, source.config, source.folder.path / str(source.number), source.build, host)
+        run_warmups(runner, source.interface, source.config, source.folder)
+        return measure_short_rows(runner, source.interface)
+    except BaseException:
+        runner.close()
+        raise
 
 
 async def load_python_version(source: Source, host: Host) -> Loaded:
@@ -302,12 +320,13 @@ def check_steps(config: ModelConfig, steps: Sequence[Step]) -> None:
 
 def _file(source: Source) -> Path:
     version = str(source.number)
-    path = find_member(source.folder, version, source.config.model_filename)
+    parts = (version, *source.build.parts)
+    path = find_member(source.folder, *parts, source.config.model_filename)
     if path is None:
-        raise RepositoryError(f"{version}/{source.config.model_filename}: missing")
+        raise RepositoryError(f"{'/'.join(parts)}/{source.config.model_filename}: missing")
     if path.suffix == ".xml":
         # The weights of an IR lie beside it; the library would follow a link out of the repository.
-        find_member(source.folder, version, f"{path.stem}.bin")
+        find_member(source.folder, *parts, f"{path.stem}.bin")
     return path
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Final
 
+from gateway.engine.builds import load_version
 from gateway.engine.host import Host
 from gateway.engine.interface import Interface
 from gateway.engine.labels import read_labels
@@ -42,10 +43,14 @@ class State(StrEnum):
 class ModelVersion:
     """A version of a model as the service sees it."""
 
-    def __init__(self, folder: ModelFolder, config: ModelConfig, number: int) -> None:
+    def __init__(
+        self, folder: ModelFolder, config: ModelConfig, number: int, aliases: frozenset[str] = frozenset()
+    ) -> None:
         self.name = config.name
         self.number = number
         self.version = str(number)
+        #: Names under which it is asked for beside its number.
+        self.aliases = aliases
         self.config = config
         self.interface = Interface(config)
         #: Whether one request may have any number of responses.
@@ -97,7 +102,7 @@ class ModelVersion:
 
     def renewed(self) -> "ModelVersion":
         """The same version, not loaded yet."""
-        return ModelVersion(self._source.folder, self.config, self.number)
+        return ModelVersion(self._source.folder, self.config, self.number, self.aliases)
 
     def refuse(self, reason: str) -> None:
         """It cannot be served."""
@@ -144,12 +149,17 @@ class ModelVersion:
         self.state = State.READY
 
     async def _load(self, host: Host, find_step: Callable[[EnsembleStep], "ModelVersion"]) -> Loaded:
-        if self.config.sequences is not None:
-            return await load_sequence_version(self._source, host)
-        if self.config.platform == "python":
-            return await load_python_version(self._source, host)
-        if self.config.platform != "ensemble":
-            return await load_file_version(self._source, host)
+        return await load_version(self._source, host, lambda source: self._load_build(source, host, find_step))
+
+    async def _load_build(
+        self, source: Source, host: Host, find_step: Callable[[EnsembleStep], "ModelVersion"]
+    ) -> Loaded:
+        if source.config.sequences is not None:
+            return await load_sequence_version(source, host)
+        if source.config.platform == "python":
+            return await load_python_version(source, host)
+        if source.config.platform != "ensemble":
+            return await load_file_version(source, host)
         self._steps = [find_step(step) for step in self.config.steps]
 
         def ready_step(step: EnsembleStep) -> tuple[Interface, Servable]:
@@ -160,7 +170,7 @@ class ModelVersion:
                 raise RepositoryError(f"ensemble step '{step.model}': a decoupled model cannot be a step")
             return version.interface, version._loaded.servable
 
-        return await load_ensemble_version(self._source, host, ready_step)
+        return await load_ensemble_version(source, host, ready_step)
 
     def _on_python_change(self) -> None:
         """A process ended or came up: queued works must not wait for one that may never come."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.engine.admission import Unapproved, choose_versions
 from gateway.engine.auto_config import complete_file_config
 from gateway.engine.bring_up import bring_up, is_up
 from gateway.engine.changes import Changes
@@ -17,6 +18,7 @@ from gateway.errors import Code, TollwayError
 from model_repo.config import ModelConfig, parse_config
 from model_repo.ensembles import EnsembleStep
 from model_repo.errors import RepositoryError
+from model_repo.release import STABLE
 from model_repo.repository import ModelFolder, find_model, scan_repository
 
 _LOG: Final = logging.getLogger("tollway.engine")
@@ -72,7 +74,8 @@ class Registry:
         return [version for _, version in sorted(versions.items())]
 
     def get(self, name: str, version: str = "") -> ModelVersion:
-        """A version, ready or not; without a number the latest ready one, or the latest.
+        """A version by number or alias, ready or not; without either the one called `stable`, else the latest ready
+        one, else the latest.
 
         Raises:
             TollwayError: model_not_found, version_not_found.
@@ -81,7 +84,9 @@ class Registry:
         if versions is None:
             raise self._not_here(name)
         if version:
-            found = versions.get(int(version)) if version.isascii() and version.isdigit() else None
+            found = (
+                versions.get(int(version)) if version.isascii() and version.isdigit() else _aliased(versions, version)
+            )
             if found is None:
                 raise TollwayError(Code.VERSION_NOT_FOUND, f"model '{name}' has no version '{version[:40]}'")
             return found
@@ -89,6 +94,9 @@ class Registry:
             raise TollwayError(Code.VERSION_NOT_FOUND, f"model '{name}' has no version: {self._refused.get(name, '')}")
         if len(versions) == 1:
             return next(iter(versions.values()))
+        stable = _aliased(versions, STABLE)
+        if stable is not None:
+            return stable
         ready = [number for number, candidate in versions.items() if candidate.is_ready]
         return versions[max(ready or versions)]
 
@@ -146,13 +154,25 @@ class Registry:
         self._models[folder.name] = {}
         try:
             config = await self._host.loop.run_in_executor(self._host.pool, self.read, folder)
-            numbers = config.versions.choose(folder.versions)
-            if not numbers:
-                raise RepositoryError("has no version folder, such as '1'")
+            versions = await self.make_versions(folder, config)
+        except Unapproved as error:
+            del self._models[folder.name]
+            self._absent[folder.name] = ((), str(error))
+            return
         except RepositoryError as error:
             self._refused[folder.name] = str(error)
             return
-        self._models[folder.name] = {number: ModelVersion(folder, config, number) for number in numbers}
+        self._models[folder.name] = versions
+
+    async def make_versions(self, folder: ModelFolder, config: ModelConfig) -> dict[int, ModelVersion]:
+        """The versions of a model that are to be served, not loaded yet; at least one.
+
+        Raises:
+            RepositoryError: there is none; `Unapproved`, where one only waits for its approval.
+        """
+        run = self._host.loop.run_in_executor
+        chosen = await run(self._host.pool, choose_versions, folder, config, self._host.rules)
+        return {number: ModelVersion(folder, config, number, aliases) for number, aliases in chosen.items()}
 
     def find_step(self, step: EnsembleStep) -> ModelVersion:
         """Raises: RepositoryError: there is no such model or version."""
@@ -160,6 +180,12 @@ class Registry:
             return self.get(step.model, "" if step.version < 0 else str(step.version))
         except TollwayError as error:
             raise RepositoryError(f"ensemble step '{step.model}': {error.message}") from error
+
+    @staticmethod
+    def default_number(versions: Mapping[int, ModelVersion]) -> int:
+        """Of the version that a step without a number means, of versions that are not loaded yet."""
+        stable = _aliased(versions, STABLE)
+        return max(versions) if stable is None else stable.number
 
     # -- changes (gateway.engine.changes) ------------------------------------------------------------------------------
 
@@ -213,6 +239,10 @@ class Registry:
         async with asyncio.TaskGroup() as group:
             for version in self.versions():
                 group.create_task(version.unload(), name=f"unload {version.name}")
+
+
+def _aliased(versions: Mapping[int, ModelVersion], alias: str) -> ModelVersion | None:
+    return next((version for version in versions.values() if alias in version.aliases), None)
 
 
 def model_stats(versions: Iterable[ModelVersion]) -> dict[str, Any]:

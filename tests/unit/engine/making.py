@@ -13,6 +13,7 @@ import numpy as np
 
 from gateway.call import Data, Headers, RequestHead
 from gateway.clock import SystemClock
+from gateway.engine.admission import Rules
 from gateway.engine.host import Host
 from gateway.engine.offload import Coder
 from gateway.engine.python_process import PythonLimits
@@ -223,7 +224,11 @@ class EngineUnderTest:
 
 @contextlib.asynccontextmanager
 async def running_engine(
-    *roots: Path, python_allowed: bool = True, limits: PythonLimits | None = None, **bounds: int
+    *roots: Path,
+    python_allowed: bool = True,
+    limits: PythonLimits | None = None,
+    rules: Rules | None = None,
+    **bounds: int,
 ) -> AsyncIterator[EngineUnderTest]:
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(2) as pool, contextlib.closing(BatchThreads(1)) as batches:
@@ -235,6 +240,7 @@ async def running_engine(
             clock=SystemClock(),
             python_allowed=tuple(root.resolve() for root in roots) if python_allowed else (),
             python_limits=limits or PythonLimits(),
+            rules=rules or Rules(),
         )
         registry = Registry(roots, host)
         coder = Coder(pool, loop)

@@ -23,11 +23,13 @@ HEALTH: Final = 2
 WATCH: Final = 3
 #: gRPC server reflection.
 REFLECTION: Final = 4
-SERVER_READ: Final = 5
+#: `/me`: control answers, to whoever has a key.
+SELF_SERVICE: Final = 5
+SERVER_READ: Final = 6
 #: Changes a backend: scope `operate`, and every model allowed. Its model, if any, need not be served yet.
-ADMIN: Final = 6
-MODEL_READ: Final = 7
-INFER: Final = 8
+ADMIN: Final = 7
+MODEL_READ: Final = 8
+INFER: Final = 9
 
 _SERVICE: Final = b"/inference.GRPCInferenceService/"
 MODEL_READY_RPC: Final = _SERVICE + b"ModelReady"
@@ -71,6 +73,7 @@ _VERBS: Final = {
     Verb.MODEL_INFER: INFER,
     Verb.MODEL_GENERATE: INFER,
     Verb.MODEL_GENERATE_STREAM: INFER,
+    Verb.SELF_SERVICE: SELF_SERVICE,
 }
 _LISTING_RPCS: Final = frozenset({_SERVICE + b"RepositoryIndex", _SERVICE + b"ModelStatistics"})
 _SHARED_MEMORY: Final = "shared memory regions are not served: callers are other hosts; send tensors as binary data"
@@ -157,6 +160,9 @@ def facts_of(head: RequestHead) -> HeadFacts:
     for name, value in head.headers:
         refusal = _read_field(head, facts, name, value)
         facts.refusal = facts.refusal or refusal
+    if facts.kind == SELF_SERVICE and facts.credential is not None:
+        # No backend is told a key; control is: it looks at the key again, and at what it may do.
+        facts.forward.append((b"authorization", b"Bearer " + facts.credential))
     facts.forward_lines = encode_fields(facts.forward)
     return facts
 

@@ -32,6 +32,7 @@ from gateway.heads import (
     MODEL_READY_RPC,
     READY,
     REFLECTION,
+    SELF_SERVICE,
     WATCH,
     HeadFacts,
     facts_of,
@@ -230,11 +231,16 @@ class LiveCall:
             self._arm()
         principal = self.policy.keyring.authenticate(facts.credential, self.arrival_wall_ns)
         if isinstance(principal, Refusal):
-            if gateway.is_key_required or facts.credential is not None:
+            # A suspended tenant still comes to its own affairs: it has to see what to pay.
+            is_let_in = facts.kind == SELF_SERVICE and principal.code is Code.TENANT_SUSPENDED
+            if (gateway.is_key_required or facts.credential is not None) and not is_let_in:
                 self.refuse(principal)
                 return
         else:
             self.principal = principal
+        if facts.kind == SELF_SERVICE:
+            self.serve_self()
+            return
         if facts.is_stream:
             self.meter = StreamMeter(self)
         if facts.idempotency_key is not None and self.claim is None:
@@ -404,6 +410,24 @@ class LiveCall:
         self.endpoint = self.gateway.own_endpoint
         if self.facts.timeout_ns:
             self._arm()
+        self.forward(self.endpoint)
+
+    def serve_self(self) -> None:
+        """A tenant's own affairs are control's to answer: a key of ours opens the way there, a few calls at a time."""
+        gateway, principal = self.gateway, self.principal
+        if self.facts.credential is None:
+            self.refuse(UNAUTHENTICATED)
+            return
+        if gateway.relay is None:
+            self.refuse(Refusal(code=Code.NOT_FOUND, message="Not Found"))
+            return
+        refusal = gateway.relay.refusal_of("" if principal is None else principal.tenant.tenant, gateway.live)
+        if refusal is not None:
+            self.refuse(refusal)
+            return
+        gateway.relay.enter(self)
+        self.model = _ANONYMOUS
+        self.endpoint = gateway.relay.endpoint
         self.forward(self.endpoint)
 
     def admit(self) -> None:
@@ -696,7 +720,8 @@ class LiveCall:
             return
         if not is_ok:
             self.charge = self.policy.not_billable
-            self.code = Code.BACKEND_FAULT if self.reply_status >= 500 else Code.BAD_REQUEST
+            if self.facts.kind != SELF_SERVICE or self.reply_status >= 400:
+                self.code = Code.BACKEND_FAULT if self.reply_status >= 500 else Code.BAD_REQUEST
         log = self.gateway.log
         if is_ok and log is not None and self.ticket is not None:
             self.record(log, self.ticket)
@@ -720,7 +745,8 @@ class LiveCall:
             self.refuse(Refusal(code=Code.QUEUE_FULL, message=reason, retry_after_ms=1000))
         elif not is_sent:
             self.gateway.router.note_connect_failure(endpoint, reason)
-            message = f"the backend of model '{self.model}' is not available now"
+            what = f"the backend of model '{self.model}'" if self.facts.kind != SELF_SERVICE else "self-service"
+            message = f"{what} is not available now"
             self.refuse(Refusal(code=Code.BACKEND_UNAVAILABLE, message=message, retry_after_ms=1000))
         else:
             message = "the backend ended the call without a complete answer"

@@ -132,6 +132,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def control_socket(self) -> Path:
         return self.run_dir / "control.sock"
 
+    @property
+    def self_service_socket(self) -> Path:
+        """Control's door for `/me` alone: workers relay callers to it, never to `control_socket`."""
+        return self.run_dir / "me.sock"
+
 
 def load_settings(
     file: Path | None, environ: Mapping[str, str], overrides: Mapping[str, str] | None = None

@@ -14,6 +14,7 @@ from gateway.monitoring.call_log import CallLog
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
 from gateway.quota.store import QuotaStore
+from gateway.relay import Relay
 from gateway.replays import ReplayStore
 from gateway.routing.router import Endpoint, Router
 from gateway.settings import Limits
@@ -51,7 +52,10 @@ class Shared:
         is_key_required: bool = True,
         replays: ReplayStore | None = None,
         is_reflecting: bool = True,
+        relay: Relay | None = None,
     ) -> None:
+        #: The way to control's self-service, where there is one.
+        self.relay = relay
         self.replays = replays
         self.is_reflecting = is_reflecting
         self.policy = policy

@@ -35,6 +35,7 @@ from gateway.net.tls import tls_context
 from gateway.pipeline import Gateway
 from gateway.quota.memory_client import MemoryQuotaStore
 from gateway.quota.store import QuotaStore
+from gateway.relay import Relay
 from gateway.replays import REPLAY_FOLDER, ReplayStore
 from gateway.routing import health
 from gateway.routing.router import Endpoint, Router
@@ -97,6 +98,7 @@ class Worker:
             budget=budget,
             is_key_required=settings.require_key,
             replays=ReplayStore(settings.data_dir / REPLAY_FOLDER),
+            relay=self._open_relay(),
             is_reflecting=settings.grpc_reflection,
         )
         self.listener = Listener(
@@ -170,6 +172,13 @@ class Worker:
         ordered = [self._endpoints[backend.name][1] for backend in backends]
         return Router(ordered, is_triton_compat=self.settings.triton_compat)
 
+    def _open_relay(self) -> Relay:
+        """Control connects to when first asked; while it is away, self-service answers 503 and calls go on."""
+        settings = self.settings
+        pool = H1UpstreamPool(parse_address(f"unix://{settings.self_service_socket}"), settings.limits, self.loop)
+        control = Endpoint(name="control", models=None, http=pool, grpc=None, is_trusted=False, is_up=True, reason="")
+        return Relay(control)
+
     def _build_endpoint(self, backend: Backend) -> Endpoint:
         limits = self.settings.limits
         http: UpstreamPool | None = None
@@ -225,7 +234,8 @@ class Worker:
         if gateway.replays is not None:
             gateway.replays.sweep(self.clock.wall_ns() // 1_000_000_000)
         now_s = self.loop.time()
-        for _, endpoint, _ in self._endpoints.values():
+        relays = [] if gateway.relay is None else [gateway.relay.endpoint]
+        for endpoint in [*(endpoint for _, endpoint, _ in self._endpoints.values()), *relays]:
             if isinstance(endpoint.http, H1UpstreamPool):
                 endpoint.http.sweep(now_s)
         self._sweeper = self.loop.call_later(_SWEEP_S, self._sweep)
@@ -271,6 +281,8 @@ class Worker:
         for _, endpoint, task in self._endpoints.values():
             task.cancel()
             _close_pools(endpoint)
+        if gateway.relay is not None:
+            _close_pools(gateway.relay.endpoint)
         await self.watcher.close()
         if gateway.call_log is not None:
             await self.loop.run_in_executor(None, gateway.call_log.close)

@@ -54,20 +54,26 @@ def _run(arguments: argparse.Namespace) -> None:
         clock=clock,
     )
     try:
-        with listen_tcp(host, port) as tcp, listen_local(settings.control_socket) as local:
+        with (
+            listen_tcp(host, port) as tcp,
+            listen_local(settings.control_socket) as local,
+            listen_local(settings.self_service_socket) as relayed,
+        ):
             uvloop.run(
                 serve(
                     control,
                     data_dir=settings.data_dir,
                     tcp=tcp,
                     local=local,
+                    relayed=relayed,
                     clock=clock,
                     providers=load_providers(settings.data_dir),
                     on_ready=lambda: _say_ready(arguments.ready_fd),
                 )
             )
         # Not left behind: a socket file without a listener looks like a control that hangs.
-        settings.control_socket.unlink(missing_ok=True)
+        for path in (settings.control_socket, settings.self_service_socket):
+            path.unlink(missing_ok=True)
     finally:
         control.close()
 

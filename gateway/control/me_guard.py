@@ -1,7 +1,8 @@
 """Owns who may talk to the self-service routes (`/me…`): whoever has an API key, and only about that key's tenant.
 
 The tenant comes from the key and from nowhere else. A suspended tenant may still come in: it has to see what to pay.
-Wrong keys count against the peer like wrong admin tokens do.
+Wrong keys count against the peer like wrong admin tokens do; of callers whom workers relay only those with a right key
+come here at all.
 """
 
 import asyncio
@@ -45,15 +46,19 @@ class Callers:
         return self._keyring.authenticate(credential, wall_ns)
 
 
-def me_guard(app: App, otherwise: App, *, callers: Callers, failures: Failures, clock: Clock) -> App:
-    """`app` for the paths of self-service, behind a key; `otherwise` for every other path."""
+def me_guard(app: App, otherwise: App, *, callers: Callers, failures: Failures | None, clock: Clock) -> App:
+    """`app` for the paths of self-service, behind a key; `otherwise` for every other path.
+
+    Without `failures` wrong keys are not counted: all callers behind a worker would be one peer, and one of them could
+    lock the others out.
+    """
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not _is_mine(scope["path"]):
             await otherwise(scope, receive, send)
             return
         peer = scope["client"][0] if scope.get("client") else ""
-        wait_s = failures.wait_s(peer)
+        wait_s = 0 if failures is None else failures.wait_s(peer)
         if wait_s:
             message = f"too many wrong keys from here: try again in {wait_s} s"
             await send_error(send, ControlCode.RATE_EXCEEDED, message, wait_s)
@@ -64,12 +69,19 @@ def me_guard(app: App, otherwise: App, *, callers: Callers, failures: Failures, 
             return
         verdict = await callers.check(credential, clock.wall_ns())
         if isinstance(verdict, Refusal):
-            failures.note(peer)
+            if failures is not None:
+                failures.note(peer)
             await send_error(send, ControlCode.UNAUTHENTICATED, verdict.message)
             return
         await with_body(app, {**scope, CALLER: verdict}, receive, send)
 
     return guarded
+
+
+async def nothing_else(scope: Scope, receive: Receive, send: Send) -> None:
+    """What is behind a door to self-service besides it."""
+    if scope["type"] == "http":
+        await send_error(send, ControlCode.NOT_FOUND, "Not Found")
 
 
 def _is_mine(path: str) -> bool:

@@ -1,4 +1,8 @@
-"""Owns the listeners of control: TCP with the token guard, the unix socket with the local one, and the heartbeat."""
+"""Owns the listeners of control, and its heartbeat.
+
+TCP has the token guard and the local unix socket the local one; the socket that workers relay to shows self-service and
+nothing else, so that no mistake of a worker's opens administration.
+"""
 
 import asyncio
 import contextlib
@@ -20,7 +24,7 @@ from gateway.control.billing_clock import ROUND_S, BillingClock
 from gateway.control.equality_job import ROUND_S as EQUALITY_ROUND_S
 from gateway.control.equality_job import EqualityJob
 from gateway.control.guard import App, local_guard, token_guard
-from gateway.control.me_guard import Callers, me_guard
+from gateway.control.me_guard import Callers, me_guard, nothing_else
 from gateway.control.money import Money
 from gateway.control.policy import Publisher
 from gateway.control.recognising import ROUND_S as RECOGNITION_ROUND_S
@@ -64,11 +68,12 @@ async def serve(
     data_dir: Path,
     tcp: socket.socket,
     local: socket.socket,
+    relayed: socket.socket,
     clock: Clock,
     on_ready: Callable[[], None],
     providers: Mapping[str, PaymentProvider] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then end requests in flight. `on_ready` is called once both listeners accept."""
+    """Serve until SIGTERM or SIGINT, then end requests in flight. `on_ready` is called once all listeners accept."""
     application = build_app(control.registry, data_dir)
     application.state.providers = providers or {}
     money = Money(data_dir, control.registry)
@@ -78,18 +83,23 @@ async def serve(
     equality = EqualityJob(money, control.registry)
     app = cast(App, application)
     callers = Callers(data_dir, control.publisher)
-    doors = (token_guard(app, tokens=control.tokens, failures=control.failures, clock=clock), local_guard(app))
-    listeners = [
-        Listener(_config(me_guard(app, door, callers=callers, failures=control.failures, clock=clock)))
-        for door in doors
-    ]
+    failures = control.failures
+    doors = {
+        "tcp": (tcp, token_guard(app, tokens=control.tokens, failures=failures, clock=clock), failures),
+        "local": (local, local_guard(app), failures),
+        "relayed": (relayed, nothing_else, None),
+    }
+    listeners = {
+        name: (Listener(_config(me_guard(app, otherwise, callers=callers, failures=counted, clock=clock))), sock)
+        for name, (sock, otherwise, counted) in doors.items()
+    }
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopped.set)
     async with asyncio.TaskGroup() as tasks:
-        for listener, sock in zip(listeners, (tcp, local), strict=True):
-            tasks.create_task(listener.serve(sockets=[sock]), name=f"listener-{sock.family.name}")
+        for name, (listener, sock) in listeners.items():
+            tasks.create_task(listener.serve(sockets=[sock]), name=f"listener-{name}")
         heart = tasks.create_task(_beat(control.publisher), name="heartbeat")
         rounds = [
             tasks.create_task(_rounds(billing.tick, ROUND_S), name="billing-clock"),
@@ -97,11 +107,11 @@ async def serve(
             tasks.create_task(_rounds(equality.tick, EQUALITY_ROUND_S), name="equality"),
             tasks.create_task(_rounds(webhooks.tick, WEBHOOK_ROUND_S), name="webhooks"),
         ]
-        for listener in listeners:
+        for listener, _ in listeners.values():
             await listener.accepts.wait()
         on_ready()
         await stopped.wait()
-        for listener in listeners:
+        for listener, _ in listeners.values():
             listener.should_exit = True
         heart.cancel()
         for round_task in rounds:

@@ -11,6 +11,8 @@ _NAME_BYTES_MAX: Final = 256
 _is_version = re.compile(rb"[0-9]{1,18}").fullmatch
 _is_bad_escape = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
 _is_bad_name = re.compile(r"[\x00-\x1f\x7f/\\]").search
+#: Ours, beside OIP. Bytes that no reader changes and no dot segments: what is relayed is what was meant.
+_is_self_service = re.compile(rb"/me(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]{1,128}){0,8}").fullmatch
 
 
 class Verb(StrEnum):
@@ -34,6 +36,7 @@ class Verb(StrEnum):
     REPOSITORY_INDEX = "repository_index"
     REPOSITORY_LOAD = "repository_load"
     REPOSITORY_UNLOAD = "repository_unload"
+    SELF_SERVICE = "self_service"
 
 
 class Route(NamedTuple):
@@ -66,6 +69,7 @@ METHODS: Final[dict[Verb, tuple[bytes, ...]]] = {
     Verb.REPOSITORY_INDEX: _POST,
     Verb.REPOSITORY_LOAD: _POST,
     Verb.REPOSITORY_UNLOAD: _POST,
+    Verb.SELF_SERVICE: (b"GET", b"POST", b"DELETE"),
 }
 
 _FIXED: Final[dict[bytes, Route]] = {
@@ -106,6 +110,8 @@ def parse_target(target: bytes) -> Route | Refusal:
     if found is not None:
         return found
     segments = path.split(b"/")
+    if segments[1:2] == [b"me"] and _is_self_service(path):
+        return Route(Verb.SELF_SERVICE)
     if segments[:2] != [b"", b"v2"] or len(segments) < 4:
         return _not_found()
     kind, rest = segments[2], segments[3:]

@@ -61,7 +61,8 @@ def test_rest(stage: Stage, method: str, path: str, status: str) -> None:
             assert reply.json()["code"] == "not_implemented"
         if status == "200":
             wrong = client.request("PUT", target)
-            assert (wrong.status_code, wrong.headers["allow"]) == (405, method)
+            assert wrong.status_code == 405
+            assert method in wrong.headers["allow"].split(", ")
             expected = 200 if path in OPEN else 401
             assert anonymous.request(method, target, content=content).status_code == expected
 

@@ -73,8 +73,14 @@ def test_what_is_handed_to_children_comes_back(tmp_path: Path) -> None:
 
 def test_paths_of_sockets_follow_the_data_directory() -> None:
     settings = Settings(data_dir=Path("d"))
-    sockets = (settings.engine_socket, settings.quota_socket, settings.meter_socket, settings.control_socket)
-    assert sockets == tuple(Path("d/run") / f"{name}.sock" for name in ("engine", "quota", "meter", "control"))
+    sockets = (
+        settings.engine_socket,
+        settings.quota_socket,
+        settings.meter_socket,
+        settings.control_socket,
+        settings.self_service_socket,
+    )
+    assert sockets == tuple(Path("d/run") / f"{name}.sock" for name in ("engine", "quota", "meter", "control", "me"))
     assert settings.usage_root == Path("d/usage")
 
 

@@ -1,6 +1,7 @@
 """Owns the request bodies: one tensor `x` of FP32 in the binary extension, and as a gRPC ModelInferRequest."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ SIZES: Final = {"1k": 1 * KIB, "600k": 600 * KIB}
 #: What every HTTP contender is asked for; the model's name is the backend's.
 HTTP_PATH: Final = "/v2/models/{model}/infer"
 GRPC_PATH: Final = "/inference.GRPCInferenceService/ModelInfer"
+STREAM_PATH: Final = "/inference.GRPCInferenceService/ModelStreamInfer"
 GRPC_HEADERS: Final = (("content-type", "application/grpc"), ("te", "trailers"))
 
 
@@ -74,6 +76,13 @@ def infer_request(model: str, shape: tuple[int, ...]) -> bytes:
     dims = b"".join(_varint(size) for size in shape)
     tensor = _field(1, b"x") + _field(2, b"FP32") + _field(3, dims)
     return _field(1, model.encode()) + _field(5, tensor) + _field(7, bytes(4 * count))
+
+
+def numbers_request(model: str, numbers: Mapping[str, int]) -> bytes:
+    """ModelInferRequest{model_name 1, inputs 5, raw_input_contents 7} of inputs of one INT32 each."""
+    tensors = [_field(1, name.encode()) + _field(2, b"INT32") + _field(3, b"\x01") for name in numbers]
+    raw = [_field(7, number.to_bytes(4, "little")) for number in numbers.values()]
+    return _field(1, model.encode()) + b"".join(_field(5, tensor) for tensor in tensors) + b"".join(raw)
 
 
 def grpc_frame(message: bytes) -> bytes:

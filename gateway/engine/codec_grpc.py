@@ -4,6 +4,7 @@ Large raw tensors are cut out of the message before protobuf sees it, so that th
 out again. Replies are written by hand: their fields are few, and the tensors go in as they are.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -186,11 +187,15 @@ class GrpcReplyWriter:
         Raises:
             TollwayError: invalid_tensor, where an output cannot be classified.
         """
+        return self.write_wanted(request.id, self._all if request.outputs is None else request.outputs, outputs)
+
+    def write_wanted(self, id_: str, wanted: Sequence[Wanted], outputs: Sequence[Array | None]) -> bytes:
+        """As `write`; `outputs` has those that are wanted."""
         parts: list[Data] = [self._head]
-        if request.id:
-            parts.append(_text(3, request.id))
+        if id_:
+            parts.append(_text(3, id_))
         raw: list[Data] = []
-        for item in self._all if request.outputs is None else request.outputs:
+        for item in wanted:
             _, array = returned(self._version, item, outputs)
             shape = b"".join([varint(size) for size in array.shape])
             described = b"".join(

@@ -1,6 +1,6 @@
 """HOT PATH. Owns what every transport turns a request into: tensors, what is to be returned and how, and bounds."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -113,8 +113,8 @@ def wanted_outputs(interface: Interface, named: list[tuple[str, bool, int]]) -> 
     ]
 
 
-def returned(version: ModelVersion, wanted: Wanted, outputs: list[Array]) -> tuple[str, Array]:
-    """(datatype, array) of a wanted output as callers see it.
+def returned(version: ModelVersion, wanted: Wanted, outputs: Sequence[Array | None]) -> tuple[str, Array]:
+    """(datatype, array) of a wanted output, which is there, as callers see it.
 
     Raises:
         TollwayError: invalid_tensor, where it cannot be classified.
@@ -122,6 +122,7 @@ def returned(version: ModelVersion, wanted: Wanted, outputs: list[Array]) -> tup
     interface = version.interface
     spec = interface.outputs[wanted.position]
     array = outputs[wanted.position]
+    assert array is not None
     if spec.reshape is not None:
         array = interface.outward(wanted.position, array)
     if not wanted.classes:

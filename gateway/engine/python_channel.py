@@ -1,10 +1,10 @@
 """Owns the socket of a Python model's process as the model sees it: requests in, responses and calls to models out.
 
 One thread reads; any thread of the model may send. Runs in the child only, with numpy and the standard library.
-`pb_utils` (the stub) is handed a `Channel` and knows nothing of frames.
+`pb_utils` (the stub) is handed a `Channel` and knows nothing of frames. Small responses of decoupled models that come
+close upon each other share a frame (`gateway.engine.python_outbox`).
 """
 
-import contextlib
 import queue
 import socket
 import threading
@@ -12,19 +12,19 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from gateway.engine.frames import Blob, FrameError, receive_frame, send_frame
+from gateway.engine.python_outbox import Gone, Outbox
 from gateway.engine.tensors import DTYPES, Array, from_raw, to_raw
 
 #: Calls to other models that one process may have under way.
 CALLS_MAX: Final = 1024
 
+#: Of arrays that travel as they are. BF16 is told by none: its bits are UINT16's.
+_DATATYPES: Final = {dtype: name for name, dtype in DTYPES.items() if name != "BF16"}
+
 #: (name, array) pairs of a tensor list.
 Named = Iterable[tuple[str, Array]]
 #: Told of each answer to a call: outputs or (message, code), and whether it was the last one.
 OnAnswer = Callable[[list[tuple[str, Array]] | tuple[str, int] | None, bool], None]
-
-
-class Gone(Exception):
-    """The engine has hung up: whatever waits for it ends."""
 
 
 class Asked:
@@ -71,7 +71,7 @@ class Asked:
             if not is_final:
                 return
         self.is_final = self.is_final or is_final
-        self.channel.send({"say": "part", "n": self.number, "response": described, "final": is_final}, blob)
+        self.channel.send_part(self.number, described, blob, is_final=is_final)
         if is_final:
             self.channel.forget(self.number)
 
@@ -80,14 +80,19 @@ class Asked:
         if not self.is_final:
             self.cancel()
             self.is_final = True
-            response = {"error": message, "code": 1}
-            self.channel.send({"say": "part", "n": self.number, "response": response, "final": True}, Blob())
+            self.channel.send_part(self.number, _fault(message), Blob(), is_final=True)
             self.channel.forget(self.number)
 
     def __del__(self) -> None:
         if self.is_decoupled and not self.is_final:
-            with contextlib.suppress(Gone):
-                self.fail("the model forgot the request without a final response")
+            self.is_final = True
+            self.channel.leave_part(self.number, _fault("the model forgot the request without a final response"))
+            self.channel.forget(self.number)
+
+
+def _fault(message: str) -> dict[str, Any]:
+    """As `describe` has it; 1: TRITONSERVER_ERROR_INTERNAL."""
+    return {"error": message, "code": 1}
 
 
 class Channel:
@@ -101,16 +106,27 @@ class Channel:
         self._calls: dict[int, OnAnswer] = {}
         self._next_call = 1
         self._is_gone = False
+        self._outbox = Outbox(self._write)
         self.executes: queue.SimpleQueue[tuple[dict[str, Any], memoryview] | None] = queue.SimpleQueue()
 
     def start(self) -> None:
         threading.Thread(target=self._read, name="engine-frames", daemon=True).start()
 
     def send(self, head: dict[str, Any], blob: Blob | None = None) -> None:
-        """Raises: Gone."""
+        """Send a frame, behind all responses that wait. Raises: Gone."""
+        self._outbox.send(head, blob)
+
+    def send_part(self, number: int, described: dict[str, Any] | None, blob: Blob, *, is_final: bool) -> None:
+        """Send a response of a decoupled model, its end, or both: now, or in a moment with others. Raises: Gone."""
+        self._outbox.add([number, described, is_final], blob)
+
+    def leave_part(self, number: int, described: dict[str, Any]) -> None:
+        """Send the end of a request in a moment."""
+        self._outbox.leave([number, described, True])
+
+    def _write(self, head: dict[str, Any], blob: Blob | None) -> None:
         try:
-            with self._lock:
-                send_frame(self._sock, head, blob)
+            send_frame(self._sock, head, blob)
         except OSError as error:
             raise Gone("the engine has hung up") from error
 
@@ -206,9 +222,12 @@ def write_tensors(named: Named, blob: Blob) -> list[list[Any]]:
     """
     described = []
     for name, own in named:
-        array = _travelling(own)
+        array, datatype = own, _DATATYPES.get(own.dtype)
+        if datatype is None:
+            array = _travelling(own)
+            datatype = _datatype(array)
         data = to_raw(array)
-        described.append([name, _datatype(array), list(array.shape), blob.add(data), len(data)])
+        described.append([name, datatype, list(array.shape), blob.add(data), len(data)])
     return described
 
 

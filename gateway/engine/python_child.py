@@ -22,7 +22,8 @@ from types import ModuleType
 from typing import Any, Final
 
 from gateway.engine.frames import Blob, FrameError, receive_frame, send_frame
-from gateway.engine.python_channel import Asked, Channel, Gone, read_tensors, write_tensors
+from gateway.engine.python_channel import Asked, Channel, read_tensors, write_tensors
+from gateway.engine.python_outbox import Gone
 
 _PR_SET_PDEATHSIG: Final = 1
 _OPEN_FILES_MAX: Final = 1024

@@ -4,12 +4,14 @@ Lives on the loop's thread; a process that ends takes its works with it.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any, Final
 
 from gateway.clock import Clock
 from gateway.engine.frames import Blob
 from gateway.engine.python_calls import Calls
 from gateway.engine.python_process import PythonProcess
+from gateway.engine.python_wire import Part
 from gateway.engine.runner import Executed
 from gateway.engine.statistics import Statistics
 from gateway.engine.tensors import Array
@@ -119,6 +121,11 @@ class Instance:
                 wait_s = min(wait_s, max(bound_ns - silent_ns, 0) / 1e9)
         if self.batch is not None or self.opened:
             self._watch = loop.call_later(max(wait_s, 0.001), self._look, loop)
+
+    def take_parts(self, parts: Sequence[Part]) -> None:
+        """Responses that came in one frame, in order."""
+        for number, part, is_final in parts:
+            self.take_part(number, part, is_final=is_final)
 
     def take_part(self, number: int, part: list[Array | None] | TollwayError | None, *, is_final: bool) -> None:
         """A response of a decoupled model, its end, or both."""

@@ -18,7 +18,7 @@ from gateway.engine.interface import Interface
 from gateway.engine.python_calls import Calls, FindModel
 from gateway.engine.python_instance import Batch, Instance, Opened
 from gateway.engine.python_process import PythonLimits, PythonProcess, type_name
-from gateway.engine.python_wire import read_part, read_response, write_request
+from gateway.engine.python_wire import read_parts, read_response, write_request
 from gateway.engine.runner import Executed
 from gateway.engine.statistics import Statistics
 from gateway.engine.tensors import Array
@@ -237,10 +237,8 @@ class PythonModel:
             executed = self._executed(process, batch, head, blob)
             if executed is not None:
                 later(self._on_done, instance, batch, executed)
-        elif say == "part":
-            response = head["response"]
-            part = None if response is None else read_part(response, blob, self._interface, -1)
-            later(self._on_part, instance, int(head["n"]), part, bool(head["final"]))
+        elif say == "parts":
+            later(instance.take_parts, read_parts(head["parts"], blob, self._interface))
         elif say == "drop":
             later(instance.calls.drop, int(head["call"]))
         else:
@@ -251,11 +249,6 @@ class PythonModel:
         if instance is not None:
             instance.hear()
             instance.calls.begin(head, blob)
-
-    def _on_part(
-        self, instance: Instance, number: int, part: list[Array | None] | TollwayError | None, is_final: bool
-    ) -> None:
-        instance.take_part(number, part, is_final=is_final)
 
     def _executed(
         self, process: PythonProcess, batch: Batch, head: dict[str, Any], blob: memoryview

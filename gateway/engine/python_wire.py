@@ -84,6 +84,18 @@ def read_response(
     return outputs
 
 
+#: A response of a decoupled model's request: the request's number, what it is (None: nothing), whether it is the last.
+Part = tuple[int, "list[Array | None] | TollwayError | None", bool]
+
+
+def read_parts(parts: Any, blob: memoryview, interface: Interface) -> list[Part]:
+    """What a `parts` frame holds, in order."""
+    return [
+        (int(number), None if response is None else read_part(response, blob, interface, -1), bool(is_final))
+        for number, response, is_final in parts
+    ]
+
+
 def read_part(
     response: dict[str, Any], blob: memoryview, interface: Interface, rows: int
 ) -> list[Array | None] | TollwayError:

@@ -38,11 +38,16 @@ _FINAL: Final = b"\x22\x1b" + _KEY + b"\x01"
 class _Asked:
     """One request of the stream."""
 
-    __slots__ = ("held", "request", "servable", "version", "wants_empty_final", "work")
+    __slots__ = ("held", "request", "servable", "version", "wanted", "wants_empty_final", "work", "writer")
 
-    def __init__(self, request: InferRequest, version: ModelVersion, servable: Servable) -> None:
+    def __init__(
+        self, request: InferRequest, version: ModelVersion, servable: Servable, writer: GrpcReplyWriter
+    ) -> None:
         self.request = request
         self.version = version
+        self.writer = writer
+        outputs = range(len(version.interface.outputs))
+        self.wanted = [Wanted(n, True, 0) for n in outputs] if request.outputs is None else request.outputs
         self.servable = servable
         self.work: Work | None = None
         self.wants_empty_final = False
@@ -67,6 +72,7 @@ class GrpcStream:
         self._writer_of = writer_of
         self._exchange = exchange
         self._coding = facts.coding
+        self._tenant = facts.tenant
         self._deadline_ns = deadline_ns
         self._message_bytes_max = message_bytes_max
         self._reader = MessageReader(message_bytes_max)
@@ -139,7 +145,7 @@ class GrpcStream:
         request = decode_infer(version.interface, parsed, raw)
         context = request.context(version.interface)
         accepted = version.interface.accept(request.tensors)
-        asked = _Asked(request, version, servable)
+        asked = _Asked(request, version, servable, self._writer_of(version))
         asked.wants_empty_final = context.wants_empty_final
         work = asked.work = Work(
             accepted.feeds,
@@ -152,6 +158,7 @@ class GrpcStream:
             nbytes=accepted.nbytes,
             context=context,
             on_part=self._on_part if version.is_decoupled else None,
+            tenant=self._tenant,
         )
         self._open[work] = asked
         if len(self._open) >= OPEN_MAX and not self._is_paused:
@@ -196,14 +203,13 @@ class GrpcStream:
         return asked
 
     def _send_outputs(self, asked: _Asked, outputs: list[Array | None], parameters: bytes) -> None:
-        request = asked.request
-        wanted = request.outputs
-        if wanted is None:
-            wanted = [Wanted(position, True, 0) for position in range(len(outputs))]
-        present = [item for item in wanted if outputs[item.position] is not None]
-        shown = InferRequest(request.id, [], present, 0, is_binary_default=True)
+        wanted = asked.wanted
+        for item in wanted:
+            if outputs[item.position] is None:
+                wanted = [item for item in wanted if outputs[item.position] is not None]
+                break
         try:
-            body = self._writer_of(asked.version).write(shown, outputs)  # type: ignore[arg-type]
+            body = asked.writer.write_wanted(asked.request.id, wanted, outputs)
         except TollwayError as error:
             self._fault(error, self._named(asked) + parameters)
             return

@@ -51,8 +51,12 @@ def settings_text(
     backend: str | None,
     *,
     models: Path | None = None,
+    runs_python: bool = False,
 ) -> str:
-    """The settings file (TOML). `backend` is host:port; `models` is a repository for the embedded engine."""
+    """The settings file (TOML). `backend` is host:port; `models` is a repository for the embedded engine.
+
+    `runs_python`: the repository's Python models may run.
+    """
     lines = [
         f"data_dir = {json.dumps(str(data_dir))}",
         *(f"{name} = {port}" for name, port in ports.items()),
@@ -60,7 +64,9 @@ def settings_text(
         f"engine = {'true' if models else 'false'}",
     ]
     if models is not None:
-        lines += [f"model_repositories = [{json.dumps(str(models))}]", "python_models_allowed = []"]
+        repository = json.dumps(str(models))
+        lines += [f"model_repositories = [{repository}]"]
+        lines += [f"python_models_allowed = [{repository if runs_python else ''}]"]
         lines += ["engine_threads = 1"]
     if backend is not None:
         lines += ["[[backends]]", 'name = "bench"', f'http = "http://{backend}"', f'grpc = "grpc://{backend}"']
@@ -75,6 +81,7 @@ def start_tollway(
     core: int,
     name: str | None = None,
     models: Path | None = None,
+    runs_python: bool = False,
     usage_dir: Path | None = None,
 ) -> Contender:
     """Start `tollway up` in a mode and make its key. Raises BenchError with the end of its log.
@@ -90,7 +97,7 @@ def start_tollway(
         (folder / "data" / "usage").symlink_to(usage_dir)
     ports = {port: free_port() for port in ("http_port", "grpc_port", "metrics_port", "api_port")}
     settings = folder / "settings.toml"
-    settings.write_text(settings_text(mode, folder / "data", ports, backend, models=models))
+    settings.write_text(settings_text(mode, folder / "data", ports, backend, models=models, runs_python=runs_python))
     log = workdir / f"{name}.log"
     # Settings may come from TOLLWAY_ variables, too: here only from the file.
     env = {key: value for key, value in os.environ.items() if not key.startswith("TOLLWAY_")}

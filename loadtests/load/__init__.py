@@ -90,6 +90,14 @@ def run_h2load(
     return parse_h2load(output, log.read_text())
 
 
+def run_h2load_text(
+    url: str, body: Body, headers: Sequence[tuple[str, str]], *, concurrency: int, calls: int, core: int
+) -> str:
+    """Exactly `calls` gRPC calls; what h2load printed."""
+    command = _h2load(url, body, headers, H2_SHAPES[concurrency], ["-n", str(calls)])
+    return _run(command, core, 600.0)
+
+
 def run_count(
     url: str, body: Body, headers: Sequence[tuple[str, str]], *, calls: int, is_grpc: bool, core: int
 ) -> LoadResult:

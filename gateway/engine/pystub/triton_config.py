@@ -1,5 +1,6 @@
 """Owns what `pb_utils` says about configurations and types: lookups, type tables, and `ModelConfig` for completion."""
 
+import functools
 import json
 from typing import Any, Final
 
@@ -71,7 +72,11 @@ def triton_string_to_numpy(triton_type_string: str) -> Any:
 
 def numpy_to_triton_type(data_type: Any) -> int:
     """The number in Triton's enumeration."""
-    dtype = np.dtype(data_type)
+    return _triton_number(np.dtype(data_type))
+
+
+@functools.lru_cache(maxsize=64)
+def _triton_number(dtype: "np.dtype[Any]") -> int:
     if dtype.kind in "OSU":
         return _NAMES.index("TYPE_STRING")
     for name, numpy_type in _NUMPY.items():

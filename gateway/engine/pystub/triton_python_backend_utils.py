@@ -24,7 +24,8 @@ from triton_config import (  # type: ignore[import-not-found,unused-ignore]
 from triton_faults import TritonError, TritonModelException  # type: ignore[import-not-found,unused-ignore]
 
 from gateway.engine.frames import Blob, FrameError
-from gateway.engine.python_channel import Channel, Gone, write_tensors
+from gateway.engine.python_channel import Channel, write_tensors
+from gateway.engine.python_outbox import Gone
 
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_START: Final = 1
 TRITONSERVER_REQUEST_FLAG_SEQUENCE_END: Final = 2

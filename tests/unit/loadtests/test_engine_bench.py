@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from loadtests.contenders.model_servers import STARTERS, VENVS_VARIABLE, NotInstalled, environment_of
-from loadtests.engine_bench import NOT_MEASURED, TARGETS, Results, as_markdown, build_engine_document
+from loadtests.engine_bench import TARGETS, Results, as_markdown, build_engine_document
 from loadtests.load_time import read_load_ms, summarise_load_time
 from loadtests.mlp import MlpResult, MlpSample, litserve_body, oip_body, read_outputs, summarise_mlp
 from loadtests.processes import BenchError
@@ -44,6 +44,7 @@ def results() -> Results:
         sample("triton", 100),
     )  # fmt: skip
     found.load = summarise_load_time(105_000_000, [(100, 110), (90, 120), (110, 105)])
+    found.absent["ocr_vs_source"] = "rapidocr is not installed"
     return found
 
 
@@ -60,8 +61,13 @@ def test_every_target_is_in_the_report_met_missed_or_absent_with_a_reason() -> N
         "mlp_vs_litserve": None,
         "mlp_vs_triton": True,
         "load_vs_session": True,
+        "stream_vs_raw": None,
+        "ocr_vs_source": None,
     }
-    assert document["not_measured"] == {**NOT_MEASURED, "mlp_vs_litserve": "is not installed"}
+    assert document["not_measured"] == {
+        "mlp_vs_litserve": "is not installed",
+        "ocr_vs_source": "rapidocr is not installed",
+    }
     assert json.loads(json.dumps(document)) == document
 
 
@@ -72,7 +78,7 @@ def test_a_missed_target_is_shown_as_failed() -> None:
     assert "2 × some CPU, load average before 0.5." in text
     assert "| `mlp_vs_triton` | 3.000 | ≤ 1 | **fail** |" in text
     assert "| `mlp_vs_litserve` | – (is not installed) |" in text
-    assert "| `ocr_vs_source` | – (needs an environment with the source package) |" in text
+    assert "| `ocr_vs_source` | – (rapidocr is not installed) |" in text
     assert "Load of 105 MB: session 100 ms, engine 110 ms." in text
 
 

@@ -31,3 +31,10 @@ def test_engine_serves_the_given_repository_on_one_thread(tmp_path: Path) -> Non
     assert settings.engine
     assert settings.engine_threads == 1
     assert (settings.model_repositories, settings.python_models_allowed, settings.backends) == ((models,), (), ())
+
+
+def test_python_models_run_only_where_a_scenario_asks_for_them(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    models = tmp_path / "models"
+    file.write_text(settings_text("all", tmp_path / "data", _PORTS, None, models=models, runs_python=True))
+    assert load_settings(file, {}).python_models_allowed == (models,)

@@ -1,0 +1,1 @@
+"""The decoupled Python model of the stream scenario, and the same generator as a bare loop."""

@@ -74,6 +74,10 @@ def _run(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) ->
             cache=Path(value["cache"]),
             out=Path(value["out"]),
             limits=Limits(**value["limits"]),
+            framework=value.get("framework", ""),
+            code=Path(value["code"]) if value.get("code") else None,
+            inputs=tuple(value.get("inputs", ())),
+            toolchains=Path(value["toolchains"]) if value.get("toolchains") else None,
         )
     except (KeyError, TypeError) as error:
         raise UsageFault("request", f"not a request: {error}", next_step="see docs/converters.md") from error

@@ -17,7 +17,9 @@ from converters.engines import Array, Feeds
 
 #: Kinds of cases that count, by precision: fp16 ends at 65504, and int8 is only for what calibration saw.
 JUDGED: Final = {
-    "fp32": frozenset({"normal", "positive", "small", "large", "zeros", "extreme", "denormal", "nan", "data"}),
+    "fp32": frozenset(
+        {"normal", "positive", "small", "large", "zeros", "extreme", "denormal", "nan", "data", "threshold"}
+    ),
     "fp16": frozenset({"normal", "positive", "small", "large", "zeros", "nan", "data"}),
     "int8": frozenset({"data"}),
 }

@@ -19,6 +19,7 @@ from converters.host import host_facts, tool_versions
 from converters.job import NOT_OFFERED, Job
 from converters.measure import Speed, measure
 from converters.normalise import INLINE_BYTES_MAX, load_whole, normalise, opset_of, save_model
+from converters.origin import Origin, anchor, extra_cases, write_cases
 from converters.probe import Probe, probe_onnx
 from converters.samples import Data, make_case, read_data
 from converters.select import PLAIN, Candidate, Choice, select
@@ -58,7 +59,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """The model as given, its normal form, and what it answers. `whole`: ONNX graph with its weights."""
+    """The model as given, its normal form, and what it answers. `whole`: ONNX graph with its weights.
+
+    `facts`: of the framework that it was exported from; empty for ONNX.
+    """
 
     probe: Probe
     sha256: str
@@ -68,6 +72,7 @@ class Source:
     signature: Signature
     answers: Answers
     data: Data | None
+    facts: dict[str, Any]
 
 
 def build(
@@ -79,10 +84,12 @@ def build(
     sha256: str,
     progress: Progress,
     simplify: Callable[[Any], Any] = normalise,
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Convert `source` and leave the results in `work`. Returns the report.
 
     `simplify` makes the graph that variants are built from; the self-test passes one that spoils it.
+    `origin`: of a source that was exported from a framework, whose answers are then the reference.
 
     Raises:
         ConvertError: the report so far is in `work/report.json` where variants had been built.
@@ -90,7 +97,13 @@ def build(
     wanted = [(engine, precision) for engine in job.engines for precision in job.precisions]
     total = 3 + 2 * len(wanted) + len(BATCHES)
     read = _read_source(
-        job, source, sha256, data, simplify=simplify, progress=lambda step, done: progress(step, done, total)
+        job,
+        source,
+        sha256,
+        data,
+        simplify=simplify,
+        origin=origin,
+        progress=lambda step, done: progress(step, done, total),
     )
     outcomes: list[Outcome] = []
     good: list[tuple[Outcome, Variant]] = []
@@ -134,6 +147,7 @@ def _read_source(
     data: Path | None,
     *,
     simplify: Callable[[Any], Any],
+    origin: Origin | None,
     progress: Callable[[str, int], None],
 ) -> Source:
     progress("probe", 0)
@@ -145,7 +159,12 @@ def _read_source(
     reference = _open_reference(whole, path)
     signature = observe(read_signature(whole), reference, job)
     rows = None if data is None else read_data(data, signature, job.seed)
-    answers = answer_all(signature, reference, open_moved(whole, job), job, rows)
+    extra = extra_cases(origin.work, signature) if origin is not None else ()
+    answers = answer_all(signature, reference, open_moved(whole, job), job, rows, extra=extra)
+    facts: dict[str, Any] = {}
+    if origin is not None:
+        answers, parity = anchor(answers, origin, signature)
+        facts = {**origin.facts, "export": parity}
     return Source(
         probe=probe,
         sha256=sha256,
@@ -155,7 +174,19 @@ def _read_source(
         signature=signature,
         answers=answers,
         data=rows,
+        facts=facts,
     )
+
+
+def write_source_cases(job: Job, path: Path, data: Path | None, work: Path) -> int:
+    """The cases on which `build` will judge, into `work/cases`, for a framework to answer. Returns how many.
+
+    Raises:
+        ConvertError: as `build`.
+    """
+    whole = load_whole(probe_onnx(path), path.parent)
+    signature = observe(read_signature(whole), _open_reference(whole, path), job)
+    return write_cases(signature, job, None if data is None else read_data(data, signature, job.seed), work)
 
 
 def _open_reference(whole: Any, path: Path) -> Engine:
@@ -269,6 +300,7 @@ def _report(source: Source, outcomes: list[Outcome]) -> dict[str, Any]:
             "ir_version": source.probe.ir_version,
             "producer": source.probe.producer,
             "nodes": source.probe.nodes,
+            **source.facts,
         },
         "normal": {"opset": opset_of(source.normal), "nodes": len(source.normal.graph.node)},
         "interface": {

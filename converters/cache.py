@@ -41,8 +41,8 @@ def cache_key(job: Job, sha256: str, data: Path | None, *, tools: Mapping[str, s
 
 def _code_digest() -> str:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(str(path.relative_to(Path(__file__).parent)).encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -35,7 +35,25 @@ class Limits:
     file_bytes_max: int = 64 << 30
 
 
-def run_child(request: Mapping[str, Any], work: Path, limits: Limits, on_event: Callable[[Event], None]) -> Any:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What a child runs if it is not ours. `environment`: beside the little that every child has.
+
+    `read_paths`: all that it may read, beside its work folder.
+    """
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    read_paths: tuple[Path, ...]
+
+
+def run_child(
+    request: Mapping[str, Any],
+    work: Path,
+    limits: Limits,
+    on_event: Callable[[Event], None],
+    program: Program | None = None,
+) -> Any:
     """Run `request` in a child that may write below `work` only. Returns its result. Blocks.
 
     Raises:
@@ -47,16 +65,17 @@ def run_child(request: Mapping[str, Any], work: Path, limits: Limits, on_event: 
         "memory_bytes_max": limits.memory_bytes_max,
         "cpu_s_max": limits.time_s_max * (os.cpu_count() or 1),
         "file_bytes_max": limits.file_bytes_max,
+        "read_paths": [str(path) for path in program.read_paths] if program else [],
     }
     log = work / "child.log"
     with log.open("wb") as stderr:
         process = subprocess.Popen(
-            [sys.executable, "-m", "converters", "child"],
+            program.command if program else (sys.executable, "-m", "converters", "child"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=_environment(work.absolute()),
-            cwd=Path(__file__).parents[1],
+            env={**_environment(work.absolute()), **(program.environment if program else {})},
+            cwd=work if program else Path(__file__).parents[1],
             start_new_session=True,
         )
         timer = threading.Timer(limits.time_s_max, _kill, (process,))
@@ -130,8 +149,8 @@ def _events(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
         yield event
 
 
-def main_child() -> int:
-    """Entry of the child: read the request, put on the limits, do it, answer."""
+def main_child(do: "Callable[[Event, list[str], Callable[[Event], None]], Any] | None" = None) -> int:
+    """Entry of a child: read the request, put on the limits, do it, answer. `do`: of a program that is not ours."""
     events = os.fdopen(os.dup(1), "w", buffering=1)
     # What libraries print must not meet the protocol.
     os.dup2(2, 1)
@@ -147,10 +166,11 @@ def main_child() -> int:
             memory_bytes_max=request["memory_bytes_max"],
             cpu_s_max=request["cpu_s_max"],
             file_bytes_max=request["file_bytes_max"],
+            read_paths=[Path(path) for path in request["read_paths"]],
         )
         for gap in gaps:
             emit({"ev": "log", "text": f"sandbox: {gap}"})
-        emit({"ev": "result", "value": _do(request, gaps, emit)})
+        emit({"ev": "result", "value": (do or _do)(request, gaps, emit)})
     except ConvertError as error:
         emit(_error(error))
     except MemoryError:
@@ -178,11 +198,19 @@ def _do(request: Mapping[str, Any], gaps: list[str], emit: Callable[[Event], Non
         return {"external": list(probe_onnx(source).external)}
     from converters.build import build
     from converters.job import Job
+    from converters.origin import Origin
 
     def progress(step: str, done: int, total: int) -> None:
         emit({"ev": "progress", "step": step, "done": done, "total": total})
 
     data = Path(request["data"]) if request["data"] else None
     job = Job.from_json(request["job"])
-    report = build(job, source, data, Path(request["work"]), sha256=request["sha256"], progress=progress)
+    work = Path(request["work"])
+    if request["verb"] == "cases":
+        from converters.build import write_source_cases
+
+        return {"cases": write_source_cases(job, source, data, work)}
+    facts = request.get("facts")
+    origin = Origin(work=work, facts=facts) if facts else None
+    report = build(job, source, data, work, sha256=request["sha256"], progress=progress, origin=origin)
     return {"report": report, "sandbox_gaps": gaps}

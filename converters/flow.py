@@ -18,11 +18,13 @@ from tritonclient.grpc import model_config_pb2
 from converters.cache import cache_key, find_entry, keep_entry, locked_entry, source_digest
 from converters.child import Event, Limits, run_child
 from converters.errors import ConvertError, UnfitTarget, UsageFault
+from converters.formats import ONNX, recognise
 from converters.host import host_facts, tool_versions
+from converters.imports import Foreign, bring_in, open_foreign
 from converters.job import Job
 from converters.report_html import render_report
 from converters.script import render_script
-from converters.sniff import sniff
+from converters.toolchains.store import default_root
 from model_repo.config import NAME
 from model_repo.errors import RepositoryError
 from model_repo.store import Published, publish
@@ -30,7 +32,11 @@ from model_repo.store import Published, publish
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """`out`: folder for report.json, report.html, reproduce.sh and the repros of failures."""
+    """`out`: folder for report.json, report.html, reproduce.sh and the repros of failures.
+
+    Of a framework's source only: `framework` where several read its format, `code` and `inputs` where the file does not
+    say all (docs/converters.md), `toolchains`: where the environments lie, the user's cache if None.
+    """
 
     source: Path
     job: Job
@@ -39,6 +45,10 @@ class Request:
     cache: Path
     out: Path
     limits: Limits = field(default_factory=Limits)
+    framework: str = ""
+    code: Path | None = None
+    inputs: tuple[str, ...] = ()
+    toolchains: Path | None = None
 
 
 def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, Any]:
@@ -50,19 +60,20 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
     job = request.job
     if NAME.fullmatch(job.name) is None:
         raise UsageFault("name", f"--name '{job.name[:140]}' must match {NAME.pattern}", next_step="choose another")
-    sniff(request.source)
+    foreign = _open_foreign(request)
     if request.data is not None and not request.data.is_file():
         raise UsageFault("data", f"{request.data} is not there", next_step="give an npz file")
     request.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="work-", dir=request.cache) as folder:
         work = Path(folder)
-        sha256 = _probe(request, work, on_event)
-        key = cache_key(job, sha256, request.data, tools=tool_versions(), host=host_facts())
+        sha256 = foreign.sha256 if foreign else _probe(request, work, on_event)
+        tools = {**tool_versions(), **(foreign.key_parts() if foreign else {})}
+        key = cache_key(job, sha256, request.data, tools=tools, host=host_facts())
         with locked_entry(request.cache, key) as entry:
             report = find_entry(entry)
             is_cached = report is not None
             if report is None:
-                report = _build(request, sha256, work, on_event)
+                report = _build(request, sha256, work, on_event, foreign)
                 keep_entry(entry, work)
             published = _publish(request, entry)
     report = {
@@ -83,15 +94,35 @@ def _probe(request: Request, work: Path, on_event: Callable[[Event], None]) -> s
     return source_digest(request.source, found["external"])
 
 
-def _build(request: Request, sha256: str, work: Path, on_event: Callable[[Event], None]) -> dict[str, Any]:
-    asked: Mapping[str, Any] = {
+def _open_foreign(request: Request) -> Foreign | None:
+    """None: it is ONNX. Raises: ConvertError: of no format that is read, or its toolchain is not installed."""
+    found = recognise(request.source, request.code, request.framework)
+    if found == ONNX:
+        if request.inputs:
+            raise UsageFault(
+                "input", "--input does not go with ONNX, which states its inputs", next_step="leave it out"
+            )
+        return None
+    return open_foreign(found, request.source, request.code, request.inputs, request.toolchains or default_root())
+
+
+def _build(
+    request: Request, sha256: str, work: Path, on_event: Callable[[Event], None], foreign: Foreign | None
+) -> dict[str, Any]:
+    asked: dict[str, Any] = {
         "verb": "build",
         "source": str(request.source.absolute()),
         "sha256": sha256,
         "data": str(request.data.absolute()) if request.data is not None else "",
         "job": request.job.to_json(),
+        "facts": {},
     }
     try:
+        if foreign is not None:
+            model, asked["facts"] = bring_in(
+                foreign, request.job, request.data, work, limits=request.limits, on_event=on_event
+            )
+            asked["source"] = str(model.absolute())
         found = run_child(asked, work, request.limits, on_event)
     except ConvertError as error:
         _keep_failure(request, work, error)
@@ -140,5 +171,12 @@ def _write_reports(request: Request, report: Mapping[str, Any]) -> None:
     (out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     (out / "report.html").write_text(render_report(report))
     script = out / "reproduce.sh"
-    script.write_text(render_script(request.source.name, request.data, request.job, report))
+    script.write_text(render_script(request.source.name, request.data, request.job, report, _import_words(request)))
     script.chmod(0o755)
+
+
+def _import_words(request: Request) -> list[str]:
+    """The options of a framework's source, as they were given."""
+    words = ["--from", request.framework] if request.framework else []
+    words += ["--code", request.code.name] if request.code is not None else []
+    return words + [word for text in request.inputs for word in ("--input", text)]

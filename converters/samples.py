@@ -20,6 +20,8 @@ CASE_ELEMENTS_MAX: Final = 1 << 24
 DATA_ROWS_MIN: Final = 10
 DATA_BYTES_MAX: Final = 4 << 30
 _JUDGED_SHARE: Final = 0.25
+#: The kind of the cases that an importer gives: rows at and beside the splits of trees.
+THRESHOLD: Final = "threshold"
 #: Kinds of inputs → how a standard normal draw becomes them.
 _FLOATS: Final[Mapping[str, Callable[[Array], Array]]] = {
     "normal": lambda noise: noise,
@@ -34,7 +36,7 @@ _FLOATS: Final[Mapping[str, Callable[[Array], Array]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """`kind`: one of the kinds above, `data` or `nan`. `rows` 0: the model has no batch."""
+    """`kind`: one of the kinds above, `data`, `nan` or `threshold`. `rows` 0: the model has no batch."""
 
     kind: str
     rows: int

@@ -21,10 +21,23 @@ _RESTRICT_SELF: Final = 446
 _RULE_PATH_BENEATH: Final = 1
 #: LANDLOCK_ACCESS_FS_*: WRITE_FILE, REMOVE_DIR, REMOVE_FILE and all MAKE_*, as in ABI 1.
 _WRITE_ACCESS: Final = (1 << 1) | sum(1 << bit for bit in range(4, 13))
+#: EXECUTE, READ_FILE, READ_DIR; of a single file the first two.
+_READ_ACCESS: Final = (1 << 0) | (1 << 2) | (1 << 3)
+_READ_FILE_ACCESS: Final = (1 << 0) | (1 << 2)
 
 
-def restrict(*, write_folders: Sequence[Path], memory_bytes_max: int, cpu_s_max: int, file_bytes_max: int) -> list[str]:
-    """Limit this process for good. Returns what could not be enforced, in words for a reader."""
+def restrict(
+    *,
+    write_folders: Sequence[Path],
+    memory_bytes_max: int,
+    cpu_s_max: int,
+    file_bytes_max: int,
+    read_paths: Sequence[Path] = (),
+) -> list[str]:
+    """Limit this process for good. Returns what could not be enforced, in words for a reader.
+
+    `read_paths`: all that may be read; nothing is said of reading if there are none.
+    """
     gaps = []
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes_max, file_bytes_max))
@@ -33,26 +46,25 @@ def restrict(*, write_folders: Sequence[Path], memory_bytes_max: int, cpu_s_max:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET) != 0 and libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) != 0:
         gaps.append(f"network: not cut off (unshare: {os.strerror(ctypes.get_errno())})")
-    reason = _limit_writes(libc, write_folders)
+    reason = _limit_paths(libc, write_folders, read_paths)
     if reason:
-        gaps.append(f"write paths: not limited ({reason})")
+        gaps.append(f"{'paths' if read_paths else 'write paths'}: not limited ({reason})")
     return gaps
 
 
-def _limit_writes(libc: ctypes.CDLL, folders: Sequence[Path]) -> str:
-    """By Landlock: from now on files are made, changed and removed below `folders` only. A reason if it cannot be."""
-    attributes = ctypes.create_string_buffer(struct.pack("=Q", _WRITE_ACCESS), 8)
+def _limit_paths(libc: ctypes.CDLL, folders: Sequence[Path], read_paths: Sequence[Path]) -> str:
+    """By Landlock: from now on files are made, changed and removed below `folders` only, and read there and below
+    `read_paths` only, if there are any. A reason if it cannot be."""
+    reads = _READ_ACCESS if read_paths else 0
+    attributes = ctypes.create_string_buffer(struct.pack("=Q", _WRITE_ACCESS | reads), 8)
     ruleset = libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(8), 0)
     if ruleset < 0:
         return f"Landlock: {os.strerror(ctypes.get_errno())}"
+    rules = [(path, _WRITE_ACCESS | reads) for path in folders]
+    rules += [(Path("/dev/null"), 1 << 1), *((path, reads) for path in read_paths if path.exists())]
     try:
-        for folder in (*folders, Path("/dev/null")):
-            access = _WRITE_ACCESS if folder.is_dir() else 1 << 1
-            descriptor = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-            rule = ctypes.create_string_buffer(struct.pack("=Qi", access, descriptor), 12)
-            done = libc.syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0)
-            os.close(descriptor)
-            if done != 0:
+        for path, access in rules:
+            if not _allow(libc, ruleset, path, access):
                 return f"Landlock: {os.strerror(ctypes.get_errno())}"
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         if libc.syscall(_RESTRICT_SELF, ruleset, 0) != 0:
@@ -60,3 +72,13 @@ def _limit_writes(libc: ctypes.CDLL, folders: Sequence[Path]) -> str:
     finally:
         os.close(ruleset)
     return ""
+
+
+def _allow(libc: ctypes.CDLL, ruleset: int, path: Path, access: int) -> bool:
+    allowed = access if path.is_dir() else access & (_READ_FILE_ACCESS | 1 << 1)
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        rule = ctypes.create_string_buffer(struct.pack("=Qi", allowed, descriptor), 12)
+        return bool(libc.syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0) == 0)
+    finally:
+        os.close(descriptor)

@@ -1,15 +1,19 @@
 """Owns reproduce.sh: the command and the tool versions that gave a result, for another day or another machine."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from converters.job import Job
 
 
-def render_script(source: str, data: Path | None, job: Job, report: Mapping[str, Any]) -> str:
-    """A shell script; run beside the source (and the data), with the repository as its argument."""
+def render_script(
+    source: str, data: Path | None, job: Job, report: Mapping[str, Any], further: Sequence[str] = ()
+) -> str:
+    """`further`: options of the import.
+
+    A shell script; run beside the source (and the data), with the repository as its argument."""
     sha256 = report.get("source", {}).get("sha256", "")
     tools = " ".join(f"{name}=={version}" for name, version in report.get("tools", {}).items())
     lines = [
@@ -19,7 +23,8 @@ def render_script(source: str, data: Path | None, job: Job, report: Mapping[str,
         f"# source: {shlex.quote(source)} digest {sha256 or 'unknown'} (model file and weights together)",
         "set -eu",
         "repository=${1:?usage: reproduce.sh REPOSITORY}",
-        " ".join(_words(source, data, job)) + ' --repository "$repository"',
+        " ".join([*_words(source, data, job), *(shlex.quote(word) for word in further)])
+        + ' --repository "$repository"',
     ]
     return "\n".join(lines) + "\n"
 

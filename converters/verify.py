@@ -10,7 +10,7 @@ from converters.budgets import BUDGETS, JUDGED, Difference, compare, judge_toget
 from converters.engines import Array, Engine, Feeds, open_onnx
 from converters.errors import ToolFailed, VerificationFailed
 from converters.job import Job
-from converters.samples import Case, Data, make_cases
+from converters.samples import THRESHOLD, Case, Data, make_cases
 from converters.signature import Signature, Tensor
 
 _REFUSALS_SHOWN: Final = 3
@@ -19,11 +19,15 @@ MOVED_BYTES_MAX: Final = 1 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """A case with the source's answer, as it is and with inputs and weights moved by one rounding, by precision."""
+    """A case with the source's answer, as it is and with inputs and weights moved by one rounding, by precision.
+
+    `place`: of the case among all cases in their order, answered or not.
+    """
 
     case: Case
     outputs: dict[str, Array]
     moved: dict[str, dict[str, Array]]
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,24 +132,31 @@ def open_moved(whole: Any, job: Job) -> dict[str, Engine]:
 
 
 def answer_all(
-    signature: Signature, reference: Engine, moved: Mapping[str, Engine], job: Job, data: Data | None
+    signature: Signature,
+    reference: Engine,
+    moved: Mapping[str, Engine],
+    job: Job,
+    data: Data | None,
+    *,
+    extra: Sequence[Case] = (),
 ) -> Answers:
-    """The source's answers to all cases. `moved`: as `open_moved` gives it.
+    """The source's answers to all cases, `extra` ones last. `moved`: as `open_moved` gives it.
 
     Raises:
         VerificationFailed: it answers none of them, or not all batch sizes.
     """
     known, refused = [], []
-    for case in make_cases(signature, job, data):
+    for place, case in enumerate((*make_cases(signature, job, data), *extra)):
         outputs = _answer(reference, case)
         if outputs is None:
             refused.append(case.label)
             continue
-        known.append(Known(case=case, outputs=outputs, moved=_answer_moved(case, outputs, reference, moved, job)))
+        shifted = _answer_moved(case, outputs, reference, moved, job)
+        known.append(Known(case=case, outputs=outputs, moved=shifted, place=place))
     if not known:
         step = "give real inputs with --data, or sizes with --dim"
         raise VerificationFailed("no_answer", "the source answers no generated input", next_step=step)
-    _check_batches(known, refused)
+    check_batches(known, refused)
     return Answers(known=tuple(known), refused=tuple(refused))
 
 
@@ -154,7 +165,8 @@ def _answer_moved(
 ) -> dict[str, dict[str, Array]]:
     found = {}
     for precision in dict.fromkeys(("fp32", *job.precisions)):
-        rounding = BUDGETS[precision].rounding
+        # At the thresholds of trees a rounding decides all: there the answer itself is asked for.
+        rounding = 0.0 if case.kind == THRESHOLD else BUDGETS[precision].rounding
         feeds = _moved(case, rounding, job.seed)
         answer = _answer(moved.get(precision, reference), Case(kind=case.kind, rows=case.rows, sizes={}, feeds=feeds))
         found[precision] = outputs if answer is None or not rounding else answer
@@ -168,7 +180,7 @@ def _moved(case: Case, rounding: float, seed: int) -> Feeds:
     return perturb(case.feeds, rounding, seed)
 
 
-def _check_batches(known: Sequence[Known], refused: Sequence[str]) -> None:
+def check_batches(known: Sequence[Known], refused: Sequence[str]) -> None:
     """Sizes of other axes may be refused by the source; a number of rows may not, where another is answered."""
     answered = {tuple(sorted(one.case.sizes.items())) for one in known}
     rows = {(tuple(sorted(one.case.sizes.items())), one.case.rows) for one in known if one.case.kind == "normal"}

@@ -1,1 +1,1 @@
-"""One locked, isolated environment per framework: what it holds (specs), where it lies (store), how it is locked (lock)."""
+"""One locked, isolated environment per framework: what is in it (specs), where it is (store), its lock."""

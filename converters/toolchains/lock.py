@@ -14,7 +14,7 @@ from typing import Final
 
 from converters.errors import ToolFailed
 from converters.toolchains.specs import Toolchain
-from converters.toolchains.store import LOCKS, locked_versions
+from converters.toolchains.store import LOCKS, locked_versions, read_locks
 
 PYTHON: Final = "3.11"
 _LOCK_S_MAX: Final = 600
@@ -23,27 +23,20 @@ _LOCAL: Final = ("PIP_FIND_LINKS", "UV_FIND_LINKS")
 
 
 def lock(toolchain: Toolchain, locks: Path = LOCKS) -> dict[str, str]:
-    """Write `<name>.lock`, and `<name>.cuda.lock` where packages lie apart. Returns the locked versions.
+    """Write `<name>.lock`, and those of its builds. Returns the locked versions.
 
     Raises:
         ToolFailed: uv is not there, or finds no set of versions.
     """
-    text = _resolve(toolchain)
-    blocks = re.split(r"\n(?=\S)", text.strip())
+    blocks = re.split(r"\n(?=\S)", _resolve(toolchain).strip())
     apart = [block for block in blocks if toolchain.apart and block.startswith(toolchain.apart)]
-    kept = [_with_hashes(block, toolchain) for block in blocks if block not in apart]
     locks.mkdir(parents=True, exist_ok=True)
-    _write(locks / f"{toolchain.name}.lock", kept)
-    if apart:
-        _write(locks / f"{toolchain.name}.cuda.lock", apart)
-    return locked_versions((locks / f"{toolchain.name}.lock").read_bytes())
-
-
-def _with_hashes(block: str, toolchain: Toolchain) -> str:
-    for pinned, sha256 in toolchain.hashes:
-        if block.startswith(f"{pinned} "):
-            return f"{block} \\\n    --hash=sha256:{sha256}"
-    return block
+    _write(locks / f"{toolchain.name}.lock", [block for block in blocks if block not in apart])
+    if toolchain.small_build is not None:
+        pinned, sha256 = toolchain.small_build
+        _write(locks / f"{toolchain.name}.small.lock", [f"{pinned} \\\n    --hash=sha256:{sha256}"])
+        _write(locks / f"{toolchain.name}.full.lock", apart)
+    return locked_versions(read_locks(toolchain, locks))
 
 
 def _write(path: Path, blocks: list[str]) -> None:

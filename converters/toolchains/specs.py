@@ -10,8 +10,8 @@ from converters.errors import UsageFault
 class Toolchain:
     """`requirements`: what the lock is resolved from. `framework`: the package whose version names it.
 
-    `apart`: beginnings of package names that lie in `<name>.cuda.lock` and are installed only if the framework's build
-    asks for them. `hashes`: further builds of a locked version that may be taken, by `name==version`.
+    `apart`: beginnings of names of packages that lie in a lock of their own, `<name>.full.lock`, since they come in two
+    builds. `small_build`: the other, by `name==version` and digest, in `<name>.small.lock`; tried first.
     """
 
     name: str
@@ -21,7 +21,12 @@ class Toolchain:
     requirements: tuple[str, ...]
     installed_mib: int
     apart: tuple[str, ...] = ()
-    hashes: tuple[tuple[str, str], ...] = ()
+    small_build: tuple[str, str] | None = None
+
+    @property
+    def builds(self) -> tuple[str, ...]:
+        """Of which the first that is to be had is installed, beside the common lock."""
+        return ("small", "full") if self.small_build else ()
 
 
 #: The makers' CPU build of PyTorch has no CUDA libraries; where it is at hand it is taken, being the same release.
@@ -43,8 +48,8 @@ TOOLCHAINS: Final = (
         formats=("pt2", "torchscript", "torch_weights", "torch_code"),
         requirements=("torch==2.13.0", "onnx>=1.21", "onnxscript>=0.7.2", "safetensors", "numpy"),
         installed_mib=1100,
-        apart=("nvidia-", "cuda-", "triton"),
-        hashes=(("torch==2.13.0", _TORCH_CPU_SHA256),),
+        apart=("torch==", "nvidia-", "cuda-", "triton=="),
+        small_build=("torch==2.13.0+cpu", _TORCH_CPU_SHA256),
     ),
     Toolchain(
         name="xgboost",

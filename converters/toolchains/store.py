@@ -33,12 +33,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """An environment that is whole. `packages`: locked versions by name."""
+    """An environment that is whole. `build`: which one of the toolchain's builds it has; empty if it has but one."""
 
     toolchain: Toolchain
     folder: Path
     lock_sha256: str
-    packages: dict[str, str]
+    build: str
 
     @property
     def python(self) -> Path:
@@ -51,17 +51,16 @@ def default_root() -> Path:
     return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "tollway" / "toolchains"
 
 
-def read_lock(name: str, locks: Path = LOCKS) -> bytes:
-    """Raises: ToolFailed: it is not there."""
+def read_locks(toolchain: Toolchain, locks: Path = LOCKS) -> bytes:
+    """All lock files of a toolchain, one after the other. Raises: ToolFailed: one is not there."""
+    names = (toolchain.name, *(f"{toolchain.name}.{build}" for build in reversed(toolchain.builds)))
     try:
-        return (locks / f"{name}.lock").read_bytes()
+        return b"".join((locks / f"{name}.lock").read_bytes() for name in names)
     except OSError as error:
-        step = f"tollway convert toolchain lock {name}, in a checkout"
-        raise ToolFailed("lock", f"the lock of toolchain {name} is not in {locks}", next_step=step) from error
-
-
-def lock_sha256(name: str, locks: Path = LOCKS) -> str:
-    return hashlib.sha256(read_lock(name, locks)).hexdigest()
+        step = f"tollway convert toolchain lock {toolchain.name}, in a checkout"
+        raise ToolFailed(
+            "lock", f"the locks of toolchain {toolchain.name} are not in {locks}", next_step=step
+        ) from error
 
 
 def locked_versions(lock: bytes) -> dict[str, str]:
@@ -71,8 +70,7 @@ def locked_versions(lock: bytes) -> dict[str, str]:
 
 def find_installed(toolchain: Toolchain, root: Path, locks: Path = LOCKS) -> Installed | None:
     """The environment of the present lock; one of an older lock does not count."""
-    lock = read_lock(toolchain.name, locks)
-    sha256 = hashlib.sha256(lock).hexdigest()
+    sha256 = hashlib.sha256(read_locks(toolchain, locks)).hexdigest()
     folder = root / f"{toolchain.name}-{sha256[:16]}"
     try:
         stamp = json.loads((folder / STAMP).read_bytes())
@@ -80,7 +78,7 @@ def find_installed(toolchain: Toolchain, root: Path, locks: Path = LOCKS) -> Ins
         return None
     if not isinstance(stamp, dict) or stamp.get("lock_sha256") != sha256 or not (folder / "bin" / "python").exists():
         return None
-    return Installed(toolchain=toolchain, folder=folder, lock_sha256=sha256, packages=locked_versions(lock))
+    return Installed(toolchain=toolchain, folder=folder, lock_sha256=sha256, build=str(stamp.get("build", "")))
 
 
 def get_installed(toolchain: Toolchain, root: Path, locks: Path = LOCKS) -> Installed:
@@ -97,7 +95,7 @@ def list_toolchains(root: Path, locks: Path = LOCKS) -> list[dict[str, object]]:
     """One row a toolchain; `state`: installed, outdated (of an older lock) or absent."""
     rows: list[dict[str, object]] = []
     for one in TOOLCHAINS:
-        versions = locked_versions(read_lock(one.name, locks))
+        versions = locked_versions(read_locks(one, locks))
         found = find_installed(one, root, locks)
         others = [path for path in root.glob(f"{one.name}-*") if found is None or path != found.folder]
         state = "installed" if found else "outdated" if others else "absent"
@@ -137,13 +135,12 @@ def install(toolchain: Toolchain, root: Path, progress: Progress, locks: Path = 
         found = find_installed(toolchain, root, locks)
         if found is not None:
             return found
-        lock = read_lock(toolchain.name, locks)
-        sha256 = hashlib.sha256(lock).hexdigest()
+        sha256 = hashlib.sha256(read_locks(toolchain, locks)).hexdigest()
         folder = root / f"{toolchain.name}-{sha256[:16]}"
         shutil.rmtree(folder, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".making-{toolchain.name}-", dir=root) as made:
-            _make(toolchain, Path(made) / "venv", lock, locks, progress)
-            _stamp(Path(made) / "venv", toolchain.name, sha256)
+            build = _make(toolchain, Path(made) / "venv", locks, progress)
+            _stamp(Path(made) / "venv", toolchain.name, sha256, build)
             (Path(made) / "venv").rename(folder)
         for old in root.glob(f"{toolchain.name}-*"):
             if old != folder:
@@ -151,30 +148,44 @@ def install(toolchain: Toolchain, root: Path, progress: Progress, locks: Path = 
         return get_installed(toolchain, root, locks)
 
 
-def _stamp(folder: Path, name: str, sha256: str) -> None:
+def _stamp(folder: Path, name: str, sha256: str, build: str) -> None:
     facts = {
         "schema": 1,
         "name": name,
         "lock_sha256": sha256,
+        "build": build,
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "installed": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     (folder / STAMP).write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def _make(toolchain: Toolchain, folder: Path, lock: bytes, locks: Path, progress: Progress) -> None:
-    progress("virtual environment", 0, len(locked_versions(lock)))
+def _make(toolchain: Toolchain, folder: Path, locks: Path, progress: Progress) -> str:
+    """Returns the build that was to be had."""
+    progress("virtual environment", 0, 1)
     _run([sys.executable, "-m", "venv", str(folder)], "venv")
     python = folder / "bin" / "python"
     _pip_install(python, locks / f"{toolchain.name}.lock", progress)
+    build = _install_build(toolchain, python, locks, progress)
     missing = _missing(python)
-    if missing and toolchain.apart and all(name.startswith(toolchain.apart) for name in missing):
-        # The build that was found is the one for CUDA, which does not start without these.
-        _pip_install(python, locks / f"{toolchain.name}.cuda.lock", progress)
-        missing = _missing(python)
     if missing:
         text = f"toolchain {toolchain.name}: the lock lacks {', '.join(missing[:5])}"
         raise ToolFailed("lock", text, next_step=f"tollway convert toolchain lock {toolchain.name}")
+    return build
+
+
+def _install_build(toolchain: Toolchain, python: Path, locks: Path, progress: Progress) -> str:
+    reasons: list[ToolFailed] = []
+    for build in toolchain.builds:
+        try:
+            _pip_install(python, locks / f"{toolchain.name}.{build}.lock", progress)
+        except ToolFailed as error:
+            reasons.append(error)
+        else:
+            return build
+    if reasons:
+        raise reasons[-1]
+    return ""
 
 
 def _pip_install(python: Path, lock: Path, progress: Progress) -> None:

@@ -471,24 +471,25 @@ class LiveCall:
         endpoint.outstanding += 1
         upstream: Upstream
         facts, call_id, hex_id, left_ns = self.facts, self.call_id, self.call_id_hex, self._left_ns()
+        tenant = self.ticket.tenant if self.ticket is not None and endpoint.is_trusted else b""
         body, self.body = self.body, None
         if body is not None and isinstance(pool, H1UpstreamPool):
-            lines = forwarded_lines(facts, call_id, hex_id, left_ns)
+            lines = forwarded_lines(facts, call_id, hex_id, left_ns, tenant)
             self.upstream = pool.request_whole(head.method, head.target, lines, body, self)
             if self.buffered_bytes:
                 self._unbuffer()
             return
         if body and isinstance(pool, H2UpstreamPool) and (head.is_grpc or head.content_length < 0):
-            block = forwarded_block(self.gateway.encoder, facts, call_id, hex_id, left_ns)
+            block = forwarded_block(self.gateway.encoder, facts, call_id, hex_id, left_ns, tenant)
             self.upstream = pool.request_whole(head.method, head.target, block, body, self)
             if self.buffered_bytes:
                 self._unbuffer()
             return
         if isinstance(pool, H1UpstreamPool):
-            lines = forwarded_lines(facts, call_id, hex_id, left_ns)
+            lines = forwarded_lines(facts, call_id, hex_id, left_ns, tenant)
             upstream = pool.request_raw(head.method, head.target, lines, head.content_length, self)
         else:
-            headers = forwarded_headers(facts, call_id, hex_id, left_ns, is_grpc=head.is_grpc)
+            headers = forwarded_headers(facts, call_id, hex_id, left_ns, tenant, is_grpc=head.is_grpc)
             upstream = pool.request(head.method, head.target, headers, head.content_length, self)
         self.upstream = upstream
         if head.expects_continue and self.claim is None and self.row_peek is None:

@@ -59,12 +59,15 @@ class Ticket:
         "pricing",
         "refusal",
         "template",
+        "tenant",
         "unmeasured",
     )
 
     def __init__(self, policy: "Policy", principal: Principal, model: str, version: str, *, is_grpc: bool) -> None:
         self._policy = policy
         self.model = model
+        #: As backends are told it.
+        self.tenant = principal.tenant.tenant.encode()
         self.pricing = principal.plan.pricing
         self.refusal = authorize(principal, Scope.INFER, model)
         price = policy.rater.price_of(model)

@@ -7,9 +7,10 @@ leaves, a slot becomes free, a wait or a deadline ends. Every work is resolved e
 import asyncio
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from gateway.clock import Clock
+from gateway.engine.fairness import Turns, find_room, place_of
 from gateway.engine.plan import Dispatch, PlanConfig, WaitUntil, plan
 from gateway.engine.queue_limits import Levels, QueueLimits, clamp, end_of_wait, rank_of
 from gateway.engine.runner import Executed, Runner
@@ -18,6 +19,8 @@ from gateway.engine.tensors import Array
 from gateway.engine.threads import Done, Outcome, Task
 from gateway.engine.work import STREAMING, Work, shares
 from gateway.errors import Code, TollwayError
+
+_NOBODY: Final[list[Work]] = []
 
 
 class Place(Protocol):
@@ -71,7 +74,9 @@ class Batcher:
         self._loop = loop
         self._clock = clock
         self._now = clock.monotonic_ns
+        #: In the order in which works shall leave: by rank, then in turns of tenants, then by age.
         self._queue: list[Work] = []
+        self._turns = Turns()
         self._nbytes = 0
         self._running: list[list[Work]] = []
         self._refusal: Callable[[], TollwayError] | None = None
@@ -108,8 +113,10 @@ class Batcher:
         if not self._queue and not self._config.is_batching and self._place.is_short(work.rows):
             self._run_here([work], now_ns)
             return
-        if self._is_full(work, limits):
-            self._fail(work, TollwayError(Code.QUEUE_FULL, f"the queue of model '{self._model}' is full"))
+        is_tight = len(self._queue) >= limits.requests_max or self._nbytes + work.nbytes > self._limits.nbytes_max
+        pushed_out = self._make_room(work, limits) if is_tight else _NOBODY
+        if pushed_out is None:
+            self._fail(work, self._full())
             return
         self._enqueue(work)
         self._nbytes += work.nbytes
@@ -120,6 +127,9 @@ class Batcher:
             self._pump_soon()
         else:
             self._pump()
+        # Last, as who hears of it may ask for something here.
+        for other in pushed_out:
+            self._fail(other, self._full())
 
     def cancel(self, work: Work) -> None:
         """Withdraw a work: it leaves the queue at once, or its result is dropped."""
@@ -127,8 +137,7 @@ class Batcher:
             return
         work.withdraw()
         if work in self._queue:
-            self._queue.remove(work)
-            self._nbytes -= work.nbytes
+            self._withdraw(work)
             # A group may have lost what made it full; the next look decides with what is left.
             self._pump_soon()
         elif self._dispatcher is not None:
@@ -139,6 +148,7 @@ class Batcher:
         self._refusal = refusal
         queue, self._queue = self._queue, []
         self._nbytes = 0
+        self._turns = Turns()
         for work in queue:
             self._fail(work, refusal())
         self._disarm()
@@ -152,24 +162,47 @@ class Batcher:
         self._pump()
 
     def _enqueue(self, work: Work) -> None:
-        """Behind all of its rank."""
+        """Behind all of its rank and turn."""
+        self._turns.join(work)
         queue = self._queue
-        if not queue or queue[-1].rank <= work.rank:
+        last = queue[-1] if queue else work
+        if last.rank < work.rank or (last.rank == work.rank and last.turn <= work.turn):
             queue.append(work)
         else:
-            queue.insert(bisect_right(queue, work.rank, key=rank_of), work)
+            queue.insert(bisect_right(queue, place_of(work), key=place_of), work)
 
-    def _is_full(self, work: Work, limits: QueueLimits) -> bool:
+    def _withdraw(self, work: Work) -> None:
+        """Out of the queue, unserved."""
+        self._queue.remove(work)
+        self._nbytes -= work.nbytes
+        self._turns.leave(work, is_served=False)
+
+    def _full(self) -> TollwayError:
+        return TollwayError(Code.QUEUE_FULL, f"the queue of model '{self._model}' is full")
+
+    def _make_room(self, work: Work, limits: QueueLimits) -> list[Work] | None:
+        """Works that were pushed out for `work`, else one tenant's flood would refuse everybody; None: no room."""
+        nbytes_max = self._limits.nbytes_max
+        leaving = find_room(
+            self._turns,
+            self._queue,
+            self._level_of(work),
+            work,
+            requests_max=limits.requests_max,
+            nbytes_max=nbytes_max,
+            over=self._nbytes + work.nbytes - nbytes_max,
+        )
+        for one in leaving or ():
+            self._withdraw(one)
+        return leaving
+
+    def _level_of(self, work: Work) -> range:
+        """Where the queue holds works of the same level; the rank after it is of its delayed ones."""
         queue = self._queue
-        count = len(queue)
-        if self._levels is not None:
-            begin = bisect_left(queue, work.rank, key=rank_of)
-            # The rank after it is of the delayed ones of its level.
-            count = bisect_right(queue, work.rank + 1, key=rank_of) - begin
-        if count >= limits.requests_max:
-            return True
-        # One work larger than the bound may still wait alone, else it could never run.
-        return bool(queue) and self._nbytes + work.nbytes > self._limits.nbytes_max
+        if self._levels is None:
+            return range(len(queue))
+        begin = bisect_left(queue, work.rank, key=rank_of)
+        return range(begin, bisect_right(queue, work.rank + 1, key=rank_of))
 
     def _pump_soon(self) -> None:
         """Look after this turn of the loop, so that works that arrive in one turn share a batch."""
@@ -201,7 +234,7 @@ class Batcher:
                 self._expire(now_ns)
             if len(self._running) >= self._place.slots():
                 return 0
-            decision = plan(self._queue, now_ns, self._config)
+            decision = plan(self._queue, now_ns, self._config, is_by_age=self._turns.waiting < 2)
             if isinstance(decision, Dispatch):
                 self._start(self._take(decision.positions), now_ns)
             elif isinstance(decision, WaitUntil):
@@ -219,6 +252,7 @@ class Batcher:
                 del queue[position]
         for work in batch:
             self._nbytes -= work.nbytes
+        self._turns.serve(batch)
         return batch
 
     def _start(self, batch: list[Work], now_ns: int) -> None:
@@ -308,6 +342,8 @@ class Batcher:
                 (delayed if self._is_delaying(work) else expired).append(work)
             else:
                 self._queue.append(work)
+        for work in (*expired, *delayed):
+            self._turns.leave(work, is_served=False)
         for work in delayed:
             work.rank |= 1
             work.expires_ns = 0

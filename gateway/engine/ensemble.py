@@ -95,6 +95,7 @@ class Ensemble:
             deadline_ns=work.deadline_ns,
             nbytes=accepted.nbytes,
             context=work.context.of_step(),
+            tenant=work.tenant,
         )
         own.owner = work
         progress.running[own] = step

@@ -272,5 +272,6 @@ def serve_generate(registry: Registry, call: EngineCall, body: Data) -> None:
         nbytes=accepted.nbytes,
         context=context,
         on_part=answer.on_part if version.is_decoupled else None,
+        tenant=call.facts.tenant,
     )
     servable.submit(call.work)

@@ -17,9 +17,10 @@ class HeadFacts:
 
     `header_bytes` -1: no binary extension. `coding` of the body, `accepts` for the reply: "" for identity.
     `remaining_ns` until the caller's deadline, 0: none. `extra` headers go with a refusal.
+    `tenant`: whose call it is, as the gateway says; it drops what callers send by that name.
     """
 
-    __slots__ = ("accepts", "coding", "extra", "fault", "header_bytes", "method", "remaining_ns", "route")
+    __slots__ = ("accepts", "coding", "extra", "fault", "header_bytes", "method", "remaining_ns", "route", "tenant")
 
     def __init__(self) -> None:
         self.route = Route(Verb.SERVER_LIVE)
@@ -30,6 +31,7 @@ class HeadFacts:
         self.coding = ""
         self.accepts = ""
         self.remaining_ns = 0
+        self.tenant = b""
 
 
 def facts_of(head: RequestHead) -> HeadFacts:
@@ -55,6 +57,8 @@ def _grpc_facts(head: RequestHead) -> HeadFacts:
             _read_coding(facts, value, b"grpc-accept-encoding")
         elif name == b"tollway-deadline-ns":
             _read_deadline(facts, value)
+        elif name == b"tollway-tenant":
+            facts.tenant = value
     return facts
 
 
@@ -79,6 +83,8 @@ def _http_facts(head: RequestHead) -> HeadFacts:
             facts.accepts = accepted_coding(value)
         elif name == b"tollway-deadline-ns":
             _read_deadline(facts, value)
+        elif name == b"tollway-tenant":
+            facts.tenant = value
     return facts
 
 

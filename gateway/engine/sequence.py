@@ -31,10 +31,10 @@ _STATE_BYTES_MAX: Final = 256 << 20
 class _Sequence:
     """One sequence that has a place."""
 
-    __slots__ = ("correlation_id", "has_end", "idle_since_ns", "running", "state", "waiting")
+    __slots__ = ("has_end", "idle_since_ns", "key", "running", "state", "waiting")
 
-    def __init__(self, correlation_id: int | str) -> None:
-        self.correlation_id = correlation_id
+    def __init__(self, key: tuple[bytes, int | str]) -> None:
+        self.key = key
         self.waiting: deque[Work] = deque()
         self.running: Work | None = None
         self.state: dict[str, Array] = {}
@@ -90,17 +90,23 @@ class SequenceScheduler:
         slots: int,
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
+        is_id_seen: bool = False,
     ) -> None:
-        """`interface`: what callers see; `inner` takes controls and states as well."""
+        """`interface`: what callers see; `inner` takes controls and states as well.
+
+        `is_id_seen`: the model is told the ids, and may keep a state of its own by them.
+        """
         self._interface = interface
         self._sequences = sequences
         self._initial = dict(initial)
         self._inner = inner
         self._slots = slots
+        self._is_id_seen = is_id_seen
         self._loop = loop
         self._now = clock.monotonic_ns
         self._outputs = len(interface.outputs)
-        self._by_id: dict[int | str, _Sequence] = {}
+        #: By tenant and id: callers choose ids, and must not meet another tenant's state by one.
+        self._by_id: dict[tuple[bytes, int | str], _Sequence] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -136,22 +142,25 @@ class SequenceScheduler:
         for control in self._sequences.controls:
             if control.kind == "CORRID":
                 _corrid(control, correlation_id)
-        sequence = self._by_id.get(correlation_id)
+        key = (work.tenant, correlation_id)
+        sequence = self._by_id.get(key)
         if sequence is None or (sequence.has_end and not context.is_start):
             if not context.is_start:
                 message = f"sequence '{correlation_id}' of model '{model}' is not known: it begins with sequence_start"
                 raise TollwayError(Code.BAD_REQUEST, message)
-            sequence = self._new(correlation_id)
+            sequence = self._new(key)
         if len(sequence.waiting) >= WAITING_MAX:
             raise TollwayError(Code.QUEUE_FULL, f"more than {WAITING_MAX} requests of one sequence wait")
         sequence.has_end = context.is_end
         return sequence
 
-    def _new(self, correlation_id: int | str) -> _Sequence:
+    def _new(self, key: tuple[bytes, int | str]) -> _Sequence:
         if len(self._by_id) >= self._slots:
             message = f"model '{self._interface.model}' serves {self._slots} sequences at once, and all have begun"
             raise TollwayError(Code.OVERLOADED, message, retry_after_ms=1000)
-        sequence = self._by_id[correlation_id] = _Sequence(correlation_id)
+        if self._is_id_seen and any(known[1] == key[1] for known in self._by_id if known[0] != key[0]):
+            raise TollwayError(Code.BAD_REQUEST, "this sequence_id is taken: choose another one, best at random")
+        sequence = self._by_id[key] = _Sequence(key)
         return sequence
 
     def _pump(self, sequence: _Sequence) -> None:
@@ -164,9 +173,9 @@ class SequenceScheduler:
                     sequence.state = {}
                 continue
             self._start(sequence, work)
-        if sequence.running is None and self._by_id.get(sequence.correlation_id) is sequence:
+        if sequence.running is None and self._by_id.get(sequence.key) is sequence:
             if sequence.has_end:
-                del self._by_id[sequence.correlation_id]
+                del self._by_id[sequence.key]
             else:
                 sequence.idle_since_ns = self._now()
                 self._watch()
@@ -185,6 +194,7 @@ class SequenceScheduler:
             timeout_ns=work.timeout_ns,
             nbytes=work.nbytes,
             context=context.of_step(),
+            tenant=work.tenant,
         )
         inner.owner = (sequence, work)
         sequence.running = inner
@@ -236,8 +246,8 @@ class SequenceScheduler:
         now_ns, idle_ns_max = self._now(), self._sequences.idle_ns_max
         for sequence in resting:
             if now_ns - sequence.idle_since_ns >= idle_ns_max:
-                del self._by_id[sequence.correlation_id]
-        left = [one.idle_since_ns for one in resting if one.correlation_id in self._by_id]
+                del self._by_id[sequence.key]
+        left = [one.idle_since_ns for one in resting if one.key in self._by_id]
         if left:
             delay_s = (min(left) + idle_ns_max - now_ns) / 1e9
             self._timer = self._loop.call_later(max(delay_s, 0.001), self._reap)

@@ -125,6 +125,7 @@ class EngineCall:
             deadline_ns=self.deadline_ns,
             timeout_ns=request.timeout_ns,
             nbytes=accepted.nbytes,
+            tenant=self.facts.tenant,
         )
         if version.reads_context:
             work.context = request.context(version.interface)

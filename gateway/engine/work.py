@@ -49,7 +49,9 @@ class Work:
         "rank",
         "rows",
         "signature",
+        "tenant",
         "timeout_ns",
+        "turn",
     )
 
     def __init__(
@@ -65,6 +67,7 @@ class Work:
         nbytes: int = 0,
         context: Context = EMPTY,
         on_part: OnPart | None = None,
+        tenant: bytes = b"",
     ) -> None:
         self.feeds = feeds
         self.on_result = on_result
@@ -76,11 +79,15 @@ class Work:
         self.nbytes = nbytes
         self.context = context
         self.on_part = on_part
+        #: Whose call it is, as the gateway says (b"": nobody has said).
+        self.tenant = tenant
         self.enqueued_ns = 0
         #: Monotonic; the queue's own bound on the wait, which no longer counts once the work runs; 0: none.
         self.expires_ns = 0
         #: Place in the queue before age: lower leaves first.
         self.rank = 0
+        #: Place among works of its rank; see `gateway.engine.fairness`.
+        self.turn = 0
         self.queue_ns = 0
         self.compute_ns = 0
         self.is_done = False

@@ -41,6 +41,11 @@ def timeout_field(timeout: bytes) -> bytes:
     return b"\x00\x0cgrpc-timeout" + _text(timeout)
 
 
+def tenant_field(tenant: bytes) -> bytes:
+    """`tollway-tenant`."""
+    return b"\x00\x0etollway-tenant" + _text(tenant)
+
+
 def reply_block(head: bytes, call_id: bytes, request_id: bytes, charge: bytes, timing: bytes) -> bytes:
     """What an answered call says of itself, behind the encoded `head`."""
     return b"%b\x00\x0ftollway-call-id\x24%b\x00\x0cx-request-id%b\x00\x0etollway-charge%b\x00\x0dserver-timing%b" % (

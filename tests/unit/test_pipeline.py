@@ -13,6 +13,8 @@ from gateway.auth.keys import digest, mint
 from gateway.call import Data, Headers, RequestHead
 from gateway.clock import FakeClock
 from gateway.errors import Code, Refusal
+from gateway.forwarding import forwarded_block, forwarded_headers, forwarded_lines
+from gateway.heads import facts_of
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
 from gateway.net.exchange import POOL_FULL
@@ -22,6 +24,8 @@ from gateway.routing.router import Endpoint, Router
 from gateway.settings import Limits
 from gateway.snapshot import Key, Plan, Secret, Snapshot, Tenant
 from gateway.tickets import Policy
+from gateway.wire.header_blocks import BlockEncoder
+from gateway.wire.http1 import encode_fields
 
 PEPPER = b"p" * 32
 KEY = mint()
@@ -298,13 +302,15 @@ def test_credentials_and_our_own_headers_stay_here_and_identity_goes_on(world: W
         (b"traceparent", trace),
         (b"tollway-rows", b"9"),
         (b"x-tollway-x", b"9"),
+        (b"tollway-tenant", b"forged"),
         (b"cookie", b"c"),
         (b"x-other", b"kept"),
     )
     exchange = world.post(head)
     sent = world.pool.requests[0].head[2]
     assert b"authorization" not in sent
-    assert not any(name.startswith((b"tollway-", b"x-tollway-", b"cookie")) for name in sent)
+    own = {name: value for name, value in sent.items() if name.startswith((b"tollway-", b"x-tollway-", b"cookie"))}
+    assert own == {b"tollway-tenant": b"acme"}
     assert sent[b"x-request-id"] == b"mine"
     assert sent[b"x-other"] == b"kept"
     assert sent[b"traceparent"].startswith(b"00-" + b"a" * 32 + b"-")
@@ -585,6 +591,28 @@ def test_reads_need_a_key_but_move_no_counter(world: World) -> None:
     assert world.quota.released == []
     assert world.log.records == []
     world.assert_at_rest()
+
+
+def test_a_backend_that_is_not_trusted_is_told_no_tenant() -> None:
+    world = World(is_trusted=False)
+    world.post(world.head(b"/v2/models/flat/infer", (b"tollway-tenant", b"forged")))
+    assert b"tollway-tenant" not in world.pool.requests[0].head[2]
+
+
+@pytest.mark.parametrize("left_ns", [0, 5_000_000])
+@pytest.mark.parametrize("tenant", [b"", b"acme"])
+def test_a_tenant_is_told_alike_in_every_form(left_ns: int, tenant: bytes) -> None:
+    """As pairs, as HTTP/1.1 lines and as an HTTP/2 block."""
+    head = RequestHead(b"POST", b"/v2/models/m/infer", [(b"tollway-tenant", b"forged"), (b"x-a", b"b")], b"h", 0)
+    facts = facts_of(head)
+    hex_id = b"0123456789abcdef" * 2
+    arguments = (facts, b"id", hex_id, left_ns, tenant)
+    pairs = forwarded_headers(*arguments, is_grpc=False)
+    assert [value for name, value in pairs if name == b"tollway-tenant"] == ([tenant] if tenant else [])
+    assert forwarded_lines(*arguments) == encode_fields(pairs)
+    encoder = BlockEncoder()
+    block = forwarded_block(encoder, *arguments)
+    assert block == encoder.encode(forwarded_headers(*arguments, is_grpc=True))
 
 
 def grpc_head(world: World, method: bytes = b"ModelInfer") -> RequestHead:

@@ -361,3 +361,55 @@ def test_places_and_idle_time_have_tritons_defaults() -> None:
     with pytest.raises(ConfigError, match="one instance"):
         python = BASE.replace("onnxruntime", "python") + "instance_group { count: 2 }"
         parse_config(python + "sequence_batching { }", name="m")
+
+
+# -- tenants ----------------------------------------------------------------------------------------------------------
+
+
+def write_blind_sum(root: Path) -> None:
+    """y = x + state, state' = y; the model is not told the id."""
+    values = [Value(name=name, datatype="FP32", shape=["batch", 1]) for name in ("x", "s", "y", "t")]
+    nodes = [
+        Node(op="Add", inputs=("x", "s"), outputs=("y",)),
+        Node(op="Identity", inputs=("y",), outputs=("t",)),
+    ]
+    extra = f"sequence_batching {{ direct {{ }} {STATE % ''} }}"
+    config = config_text("sum", [("x", "FP32", (1,))], [("y", "FP32", (1,))], rows_max=4, extra=extra)
+    write_model(root, "sum", config, {"1/model.onnx": encode_model(nodes, values[:2], values[2:])})
+
+
+async def told_by(engine: EngineUnderTest, tenant: str, value: float, **flags: Any) -> float | tuple[int, str]:
+    """Sequence 7 of a tenant, as the gateway names it: y, or (status, code)."""
+    reply = await engine.infer("sum", body(value, 7, **flags), [(b"tollway-tenant", tenant.encode())])
+    if reply.status != 200:
+        return reply.status, str(reply.json()["code"])
+    return float({output["name"]: output["data"][0] for output in reply.json()["outputs"]}["y"])
+
+
+def test_tenants_with_the_same_id_have_sequences_of_their_own(tmp_path: Path) -> None:
+    """Ids are the callers' choice: by one of them nobody meets, ends or learns of another tenant's sequence."""
+    write_blind_sum(tmp_path)
+
+    async def test(engine: EngineUnderTest) -> None:
+        assert await told_by(engine, "acme", 1, start=True) == 1
+        assert await told_by(engine, "rival", 5) == (400, "bad_request")
+        assert await told_by(engine, "rival", 10, start=True) == 10
+        assert await told_by(engine, "acme", 1) == 2
+        assert await told_by(engine, "rival", 10, end=True) == 20
+        assert await told_by(engine, "acme", 1, end=True) == 3
+        assert scheduler(engine).active == 0
+
+    run_engine(tmp_path, test=test)
+
+
+def test_a_model_that_is_told_ids_has_each_only_once(tmp_path: Path) -> None:
+    """It may keep a state of its own by the id, which two tenants would share."""
+    write_sum(tmp_path)
+
+    async def test(engine: EngineUnderTest) -> None:
+        assert await told_by(engine, "acme", 1, start=True) == 101
+        assert await told_by(engine, "rival", 5, start=True) == (400, "bad_request")
+        assert await told_by(engine, "acme", 1, end=True) == 102
+        assert await told_by(engine, "rival", 5, start=True, end=True) == 105
+
+    run_engine(tmp_path, test=test)

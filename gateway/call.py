@@ -7,8 +7,9 @@ Headers = list[tuple[bytes, bytes]]
 Data = bytes | memoryview
 _COUNTER_MASK: Final = (1 << 48) - 1
 _NOISE_BYTES: Final = 10
-_HEX: Final = [b"%02x" % byte for byte in range(256)]
-_BYTES: Final = [bytes((byte,)) for byte in range(256)]
+#: Every byte, and its two digits: cut out of one text, which costs the processor's caches less than a list.
+_BYTES: Final = bytes(range(256))
+_HEX: Final = bytes(range(256)).hex().encode()
 
 
 class RequestHead:
@@ -75,8 +76,8 @@ class CallIds:
             self._format(counter)
         self._counter = counter
         last = counter & 0xFF
-        digits = _HEX[last]
-        self.raw = self._raw_head + _BYTES[last]
+        digits = _HEX[2 * last : 2 * last + 2]
+        self.raw = self._raw_head + _BYTES[last : last + 1]
         self.hex = self._hex_head + digits
         return self._text_head + digits
 

@@ -205,8 +205,8 @@ class LiveCall:
         self.exchange = exchange
         self.facts = facts
         self.charge: Charge = self.policy.not_billable
-        self.arrival_ns = gateway.clock.monotonic_ns()
-        self.arrival_wall_ns = wall_ns = gateway.clock.wall_ns()
+        self.arrival_ns = gateway.monotonic_ns()
+        self.arrival_wall_ns = wall_ns = gateway.wall_ns()
         ids = gateway.ids
         #: 36 characters; the 16 bytes that the usage record keeps; the 32 digits of a trace that begins here.
         self.call_id = ids.mint(wall_ns)
@@ -467,7 +467,7 @@ class LiveCall:
         pool = endpoint.grpc if head.is_grpc else endpoint.http
         assert pool is not None
         self.stage = FORWARDING
-        self.backend_start_ns = self.gateway.clock.monotonic_ns()
+        self.backend_start_ns = self.gateway.monotonic_ns()
         endpoint.outstanding += 1
         upstream: Upstream
         facts, call_id, hex_id, left_ns = self.facts, self.call_id, self.call_id_hex, self._left_ns()
@@ -508,7 +508,7 @@ class LiveCall:
     def _left_ns(self) -> int:
         """What is left of the caller's deadline, at least 1; 0 without one."""
         timeout_ns = self.facts.timeout_ns
-        return max(1, self.arrival_ns + timeout_ns - self.gateway.clock.monotonic_ns()) if timeout_ns else 0
+        return max(1, self.arrival_ns + timeout_ns - self.gateway.monotonic_ns()) if timeout_ns else 0
 
     def on_request_data(self, data: Data) -> None:
         """Body bytes of the caller: on to the backend, or held while something is undecided."""
@@ -701,7 +701,7 @@ class LiveCall:
 
     def on_reply_end(self, trailers: Headers) -> None:
         """Settle: what was it, what does it cost; then record it, or pass an error on."""
-        self.backend_end_ns = self.gateway.clock.monotonic_ns()
+        self.backend_end_ns = self.gateway.monotonic_ns()
         self.upstream = None
         if self.exchange.head.is_grpc:
             read = self.read_trailers = trailers_of(trailers)
@@ -766,7 +766,7 @@ class LiveCall:
             self.charge = ticket.charge(self.rows, self.compute_ns)
         payload = ticket.template.encode(
             self.call_id_raw,
-            self.gateway.clock.wall_ns(),
+            self.gateway.wall_ns(),
             _OK,
             self.charge.reason,
             self.rows,
@@ -780,7 +780,7 @@ class LiveCall:
     def on_durable(self, seq: int) -> None:
         """The record is on disk: the reply may complete. A caller who left meanwhile is noted, not forgotten (R8)."""
         gateway = self.gateway
-        self.record_ns = gateway.clock.monotonic_ns() - self.backend_end_ns
+        self.record_ns = gateway.monotonic_ns() - self.backend_end_ns
         gateway.counters.record_wait.observe_ns(self.record_ns)
         if self.is_gone:
             assert gateway.log is not None
@@ -817,7 +817,7 @@ class LiveCall:
 
     def _own_headers(self, record_ns: int) -> Headers:
         """Identity, charge, time and limits: what every answer of ours carries (CONTRACT.md §6)."""
-        backend_ns = (self.backend_end_ns or self.gateway.clock.monotonic_ns()) - self.backend_start_ns
+        backend_ns = (self.backend_end_ns or self.gateway.monotonic_ns()) - self.backend_start_ns
         headers = self._identity()
         if self.facts.kind == INFER and not (self.is_streaming and self.meter is not None):
             headers.append((b"tollway-charge", self.charge.text))
@@ -938,13 +938,16 @@ class LiveCall:
             self.endpoint.outstanding -= 1
         if self.grant is not None and gateway.quota is not None:
             gateway.quota.release(self.grant, is_counted=is_counted)
-        duration_ns = gateway.clock.monotonic_ns() - self.arrival_ns
+        duration_ns = gateway.monotonic_ns() - self.arrival_ns
         protocol = "grpc" if self.exchange.head.is_grpc else "http"
         code = "ok" if self.code is None else self.code.value
         model = self.model if self.endpoint is not None else _ANONYMOUS
-        gateway.counters.observe(protocol, model, code, duration_ns)
+        ticket = self.ticket
+        if ticket is not None and self.endpoint is not None and self.code is None:
+            ticket.cell(gateway.counters).observe_ns(duration_ns)
+        else:
+            gateway.counters.observe(protocol, model, code, duration_ns)
         if gateway.call_log is not None and self.facts.kind > HEALTH:
-            ticket = self.ticket
             if ticket is not None and self.endpoint is not None:
                 caller = ticket.log_fields
             else:
@@ -962,7 +965,7 @@ class LiveCall:
         backend_ns = self.backend_end_ns - self.backend_start_ns
         call_log.write(
             gateway.lines.line(
-                gateway.clock.wall_ns(),
+                gateway.wall_ns(),
                 self.call_id,
                 caller,
                 code,

@@ -7,7 +7,7 @@ from gateway.errors import Code, Refusal
 from gateway.heads import LIVE
 from gateway.net.exchange import Exchange
 from gateway.quota.store import Grant
-from gateway.wire.decimal import PADDED, decimal
+from gateway.wire.decimal import decimal, padded
 from gateway.wire.field_list import FieldList
 from gateway.wire.grpc import status_trailers
 from gateway.wire.http1 import encode_fields
@@ -99,13 +99,13 @@ def server_timing(gateway_ns: int, queue_ns: int, backend_ns: int, record_ns: in
         )
     return b"gateway;dur=%b.%b, queue;dur=%b.%b, backend;dur=%b.%b, record;dur=%b.%b" % (
         decimal(gateway_ns // 1_000_000),
-        PADDED[gateway_ns // 1000 % 1000],
+        padded(gateway_ns // 1000 % 1000),
         decimal(queue_ns // 1_000_000),
-        PADDED[queue_ns // 1000 % 1000],
+        padded(queue_ns // 1000 % 1000),
         decimal(backend_ns // 1_000_000),
-        PADDED[backend_ns // 1000 % 1000],
+        padded(backend_ns // 1000 % 1000),
         decimal(record_ns // 1_000_000),
-        PADDED[record_ns // 1000 % 1000],
+        padded(record_ns // 1000 % 1000),
     )
 
 

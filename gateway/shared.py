@@ -64,6 +64,11 @@ class Shared:
         self.log = log
         self.limits = limits
         self.clock = clock
+        #: Of `clock` and `limits`, where each call finds them in one step.
+        self.monotonic_ns = clock.monotonic_ns
+        self.wall_ns = clock.wall_ns
+        self.calls_in_flight_max = limits.calls_in_flight_max
+        self.body_bytes_max = limits.body_bytes_max
         self.loop = loop
         self.counters = counters
         self.call_log = call_log
@@ -89,8 +94,8 @@ class Shared:
         return (
             not (self.is_draining or self.is_policy_refused)
             and budget.bytes_used <= budget.bytes_max
-            and len(self.live) <= self.limits.calls_in_flight_max
-            and content_length <= self.limits.body_bytes_max
+            and len(self.live) <= self.calls_in_flight_max
+            and content_length <= self.body_bytes_max
             and (log is None or log.is_accepting)
         )
 

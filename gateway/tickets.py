@@ -10,6 +10,7 @@ from billing.rating import Rater
 from gateway.auth.keyring import Keyring, Principal, Scope, authorize
 from gateway.errors import Code, Refusal
 from gateway.monitoring.call_line import caller_fields
+from gateway.monitoring.metrics import CallCounters, Cell
 
 _TICKETS_MAX: Final = 4096
 _CHARGES_MAX: Final = 1024
@@ -51,8 +52,11 @@ class Ticket:
     """
 
     __slots__ = (
+        "_cell",
         "_charges",
+        "_counters",
         "_policy",
+        "_protocol",
         "log_fields",
         "model",
         "needs_rows",
@@ -84,10 +88,17 @@ class Ticket:
             currency=policy.currency,
             protocol=1 if is_grpc else 0,
         )
-        self.log_fields = caller_fields(
-            principal.tenant.tenant, principal.key.key_id, "grpc" if is_grpc else "http", model
-        )
+        self._protocol = "grpc" if is_grpc else "http"
+        self.log_fields = caller_fields(principal.tenant.tenant, principal.key.key_id, self._protocol, model)
         self._charges: dict[int, Charge] = {}
+        self._counters: CallCounters | None = None
+        self._cell = Cell()
+
+    def cell(self, counters: CallCounters) -> Cell:
+        """Where `counters` count the call if it is answered well."""
+        if self._counters is not counters:
+            self._counters, self._cell = counters, counters.cell(self._protocol, self.model, "ok")
+        return self._cell
 
     def charge(self, rows: int, compute_ns: int) -> Charge:
         """The list price of one answered call at the pinned price version."""

@@ -27,6 +27,8 @@ PAYLOAD_BYTES_MAX: Final = 64 * 1024
 _HEADER = struct.Struct("<8sHHIQQQ32s")
 _CRC = struct.Struct("<I")
 _FRAME = struct.Struct("<IIQI")
+_START = struct.Struct("<II")
+_PLACE = struct.Struct("<QI")
 _SEAL = struct.Struct("<IQI")
 _HEAD = struct.Struct("<IIQ")
 _LENGTH = struct.Struct("<I")
@@ -113,16 +115,17 @@ class FrameCodec:
         PAYLOAD_BYTES_MAX bytes; `durable_seq` is the last number known to be on the disk.
         """
         parts: list[bytes] = []
-        add, seed, seal, frame = parts.append, self._seed, _SEAL.pack, _FRAME.pack
+        start_of, place_of, starts = _START.pack, _PLACE.pack, self._starts
         seq, used, index = first_seq, 0, start
         for index in range(start, len(payloads)):
             payload = payloads[index]
             length = len(payload)
             if used + FRAME_BYTES + length > room_bytes:
                 return parts, index - start, used
-            lag = seq - durable_seq
-            add(frame(length, crc32(payload, crc32(seal(length, seq, lag), seed)), seq, lag))
-            add(payload)
+            # One CRC over seq, lag and payload, begun with that of the length, as `decode` does.
+            sealed = place_of(seq, seq - durable_seq) + payload
+            parts.append(start_of(length, crc32(sealed, starts.get(length) or self._start(length))))
+            parts.append(sealed)
             used += FRAME_BYTES + length
             seq += 1
         return parts, len(payloads) - start, used

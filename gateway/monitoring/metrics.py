@@ -39,15 +39,28 @@ METRICS: Final = {
 class Cell:
     """A `Histogram` as the hot side keeps it: structs cannot be compiled."""
 
-    __slots__ = ("buckets", "sum_ns")
+    __slots__ = ("_above_ns", "_at", "_to_ns", "buckets", "sum_ns")
 
     def __init__(self) -> None:
         self.buckets: list[int] = [0] * BUCKETS
         self.sum_ns = 0
+        #: The bucket used last, which is mostly the next one as well: it counts what is above one bound, to the other.
+        self._at = 0
+        self._above_ns = -1
+        self._to_ns = BOUNDS_NS[0]
 
     def observe_ns(self, duration_ns: int) -> None:
-        self.buckets[bisect_left(BOUNDS_NS, duration_ns)] += 1
+        """Count one duration (in the first bucket if a clock stepped and it is negative)."""
+        if not self._above_ns < duration_ns <= self._to_ns:
+            self._turn_to(duration_ns)
+        self.buckets[self._at] += 1
         self.sum_ns += duration_ns
+
+    def _turn_to(self, duration_ns: int) -> None:
+        at = bisect_left(BOUNDS_NS, duration_ns)
+        self._at = at
+        self._above_ns = BOUNDS_NS[at - 1] if at else -1
+        self._to_ns = BOUNDS_NS[at] if at < len(BOUNDS_NS) else duration_ns
 
     def histogram(self) -> Histogram:
         """A copy for a scrape."""
@@ -66,10 +79,12 @@ class CallCounters:
 
     def observe(self, protocol: str, model: str, code: str, duration_ns: int) -> None:
         """Count one finished call."""
+        self.cell(protocol, model, code).observe_ns(duration_ns)
+
+    def cell(self, protocol: str, model: str, code: str) -> Cell:
+        """Where calls with these labels are counted."""
         cell = self._cells.get((protocol, model, code))
-        if cell is None:
-            cell = self._new_cell(protocol, model, code)
-        cell.observe_ns(duration_ns)
+        return self._new_cell(protocol, model, code) if cell is None else cell
 
     def _new_cell(self, protocol: str, model: str, code: str) -> Cell:
         if model not in self._models and len(self._models) >= MODELS_MAX:

@@ -140,6 +140,8 @@ class H1Connection(asyncio.Protocol):
         "_is_processing",
         "_is_reading",
         "_is_writable",
+        "_last",
+        "_last_raw",
         "_limits",
         "_loop",
         "_on_body_filled",
@@ -170,6 +172,9 @@ class H1Connection(asyncio.Protocol):
         self._transport: asyncio.Transport = None  # type: ignore[assignment]  # set by adopt before any use
         self._exchange: H1Exchange | None = None
         self._body = BodyReader()
+        #: The head that came last, if it is remembered, and its bytes: a client mostly repeats itself.
+        self._last: H1Head | None = None
+        self._last_raw = b""
         self._pending = b""
         #: >= 0 while the rest of a refused request's body is thrown away: how much more is tolerated.
         self._drain_left = -1
@@ -243,8 +248,14 @@ class H1Connection(asyncio.Protocol):
             return
         if self._exchange is None and not self._pending and self._drain_left < 0 and self._on_request is not None:
             # The usual case in one step: a head seen before, and its whole body with it.
-            end = data.find(HEAD_END) + 4
-            h1 = self._heads.memo.get(data[:end])
+            h1 = self._last
+            if h1 is not None and data.startswith(self._last_raw):
+                end = len(self._last_raw)
+            else:
+                end = data.find(HEAD_END) + 4
+                raw = data[:end]
+                h1 = self._last = self._heads.memo.get(raw)
+                self._last_raw = raw if h1 is not None else b""
             if h1 is not None and h1.head.content_length == len(data) - end:
                 exchange = H1Exchange(self, h1, is_writable=self._is_writable)
                 exchange.is_request_done = True

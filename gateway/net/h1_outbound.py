@@ -13,7 +13,7 @@ from gateway.net.address import Address, open_connection
 from gateway.net.exchange import POOL_FULL, UpstreamListener
 from gateway.settings import Limits
 from gateway.wire.decimal import decimal
-from gateway.wire.http1 import HEAD_END, Http1Error, ResponseHead, ResponseHeads, encode_fields
+from gateway.wire.http1 import HEAD_END, NO_UNITS, Http1Error, ResponseHead, ResponseHeads, encode_fields
 from gateway.wire.http1_body import BodyReader
 
 _RESPONSE_HEAD_BYTES_MAX: Final = 64 * 1024
@@ -201,13 +201,18 @@ class _Connection(asyncio.Protocol):
 
     def _read_whole(self, data: bytes, request: H1Request) -> bool:
         """The usual case in one step: head and body in one read. False: `_read` goes on from where we are."""
-        end = data.find(HEAD_END) + 4
-        if end < 4:
-            return False
-        try:
-            head, units = self._pool.heads.parse(data[:end], request.method)
-        except Http1Error:
-            return False  # `_read` meets it again and says so
+        heads = self._pool.heads
+        head, units = heads.last, NO_UNITS
+        if head is not None and data.startswith(heads.last_raw) and request.method == b"POST":
+            end = len(heads.last_raw)
+        else:
+            end = data.find(HEAD_END) + 4
+            if end < 4:
+                return False
+            try:
+                head, units = heads.parse(data[:end], request.method)
+            except Http1Error:
+                return False  # `_read` meets it again and says so
         if head.length != len(data) - end or not head.is_keepalive or head.status < 200:
             return False
         listener = request.listener

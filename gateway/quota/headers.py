@@ -10,7 +10,7 @@ from typing import Final
 from gateway.quota.allowance import UNLIMITED
 from gateway.quota.store import POLICY_NAME
 from gateway.snapshot import Plan
-from gateway.wire.decimal import SlowNumber, decimal
+from gateway.wire.decimal import decimal, padded
 
 NS_PER_S: Final = 1_000_000_000
 _DAY_S: Final = 86_400
@@ -48,15 +48,30 @@ class Left:
 
 
 class _Item:
-    """One limit: `text(calls)` is its part of the value when the lease has `calls` left."""
+    """One limit's part of the value. All digits but the last three are remembered: the number moves by ones."""
 
-    __slots__ = ("after", "base", "before", "number")
+    __slots__ = ("_head", "_high", "after", "base", "before")
 
     def __init__(self, before: bytes, base: int, after: bytes) -> None:
         self.before = before
         self.base = base
         self.after = after
-        self.number = SlowNumber()
+        self._high = -1
+        self._head = before
+
+    def add(self, parts: list[bytes], number: int) -> None:
+        """Append the part's pieces, with `number` left."""
+        high = number // 1000
+        if high <= 0:
+            parts.append(self.before)
+            parts.append(decimal(number))
+            parts.append(self.after)
+            return
+        if high != self._high:
+            self._high, self._head = high, self.before + decimal(high)
+        parts.append(self._head)
+        parts.append(padded(number % 1000))
+        parts.append(self.after)
 
 
 class Renderer:
@@ -70,12 +85,10 @@ class Renderer:
 
     def render(self, slots: int, calls: int) -> bytes:
         """The field value when `slots` and `calls` of the lease are left."""
-        text = b""
-        if self._has_slots:
-            text = b'"concurrency";r=' + decimal(slots)
+        parts = [b'"concurrency";r=', decimal(slots)] if self._has_slots else []
         for item in self._items:
-            text = b"%b%b%b%b" % (text, item.before, item.number.text(item.base + calls), item.after)
-        return text
+            item.add(parts, item.base + calls)
+        return b"".join(parts)
 
 
 def renderer_of(plan: Plan, left: Left, wall_ns: int) -> Renderer:

@@ -248,7 +248,7 @@ class ResponseHead:
 
 _UNIT_NAMES: Final = frozenset({b"tollway-rows", b"tollway-compute-ns", b"tollway-queue-ns"})
 _UNITS_START: Final = b"\r\ntollway-"
-_NO_UNITS: Final[Headers] = []
+NO_UNITS: Final[Headers] = []
 
 
 class ResponseHeads:
@@ -258,17 +258,23 @@ class ResponseHeads:
     part before them is remembered, the tail is read by hand, strictly. Any other head is remembered whole.
     """
 
-    __slots__ = ("_memo", "_memo_max")
+    __slots__ = ("_memo", "_memo_max", "last", "last_raw")
 
     def __init__(self, memo_max: int = 512) -> None:
         self._memo: dict[bytes, ResponseHead] = {}
         self._memo_max = memo_max
+        #: The head without units that answered a POST last, and its bytes: the next is often equal.
+        self.last: ResponseHead | None = None
+        self.last_raw = b""
 
     def parse(self, raw: bytes, method: bytes) -> tuple[ResponseHead, Headers]:
         """(head without `tollway-*` fields, those fields). Raises Http1Error."""
         cut = raw.find(_UNITS_START)
         if cut < 0:
-            return self._remembered(raw, method), _NO_UNITS
+            head = self._remembered(raw, method)
+            if method == b"POST" and len(raw) <= _MEMO_HEAD_BYTES_MAX:
+                self.last, self.last_raw = head, raw
+            return head, NO_UNITS
         tail = _parse_tail(raw[cut + 2 : -4])
         if tail is None:
             head = parse_response_head(raw, method)

@@ -6,6 +6,7 @@ refused with what, where and what to do. Every limit has a unit in its name and 
 """
 
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,17 @@ from gateway.errors import SettingsError
 
 KIB = 1024
 MIB = 1024 * KIB
+
+
+#: Settings of the engine that may be 0 and must be finite.
+ENGINE_BOUNDS = (
+    "engine_model_memory_bytes",
+    "engine_model_idle_s",
+    "engine_golden_check_s",
+    "engine_release_poll_s",
+)
+TRUSTED_KEYS_MAX = 32
+_is_public_key = re.compile(r"ed25519:[A-Za-z0-9+/]{43}=").fullmatch
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -86,6 +98,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     engine_model_memory_bytes: int = 0
     #: A model not used for this long is unloaded until needed; 0: never.
     engine_model_idle_s: float = 0.0
+    #: Public keys (`ed25519:BASE64`). Where there are any, the engine loads only versions that one of them signed.
+    trusted_model_keys: tuple[str, ...] = ()
+    #: The engine loads only versions that were approved.
+    approval_required: bool = False
+    #: Time for a version's golden answers when it is loaded; 0: they are not checked.
+    engine_golden_check_s: float = 5.0
+    #: How often the engine looks for changed aliases and approvals; 0: never.
+    engine_release_poll_s: float = 2.0
     #: Further backends, tried in order before the embedded engine.
     backends: tuple[Backend, ...] = ()
     price_book: Path | None = None
@@ -216,9 +236,16 @@ def _check(settings: Settings) -> None:
             )
     if not 1 <= settings.workers <= 256:
         raise SettingsError(f"workers = {settings.workers}: use 1 to 256")
-    for name in ("engine_model_memory_bytes", "engine_model_idle_s"):
+    for name in ENGINE_BOUNDS:
         if not 0 <= getattr(settings, name) < math.inf:
             raise SettingsError(f"{name} must be 0 or greater, and finite")
+    if len(settings.trusted_model_keys) > TRUSTED_KEYS_MAX:
+        raise SettingsError(f"trusted_model_keys: {len(settings.trusted_model_keys)} keys, at most {TRUSTED_KEYS_MAX}")
+    for key in settings.trusted_model_keys:
+        if _is_public_key(key) is None:
+            raise SettingsError(
+                f"trusted_model_keys: {key[:60]!r} is no public key such as `tollway models keygen` prints"
+            )
     if settings.quota_store != "memory://":
         raise SettingsError(f"quota_store = {settings.quota_store!r}: only memory:// exists so far")
     if settings.ledger != "sqlite://" and not settings.ledger.startswith(("postgresql://", "postgres://")):

@@ -225,6 +225,12 @@ class Supervisor:
             arguments += ["--model-memory-bytes", str(settings.engine_model_memory_bytes)]
         if settings.engine_model_idle_s:
             arguments += ["--model-idle-s", str(settings.engine_model_idle_s)]
+        for key in settings.trusted_model_keys:
+            arguments += ["--trusted-model-key", key]
+        if settings.approval_required:
+            arguments += ["--approval-required"]
+        arguments += ["--golden-check-s", str(settings.engine_golden_check_s)]
+        arguments += ["--release-poll-s", str(settings.engine_release_poll_s)]
         return python_module("gateway.engine", *arguments)
 
     def _start_worker(self, index: int) -> Child:

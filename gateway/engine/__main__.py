@@ -20,6 +20,8 @@ from typing import Final
 import uvloop
 
 from gateway.clock import SystemClock
+from gateway.engine.admission import Rules
+from gateway.engine.following import Follower
 from gateway.engine.host import Host
 from gateway.engine.offload import Coder
 from gateway.engine.python_process import DEFAULT_LIMITS, PythonLimits
@@ -32,6 +34,7 @@ from gateway.engine.threads import BatchThreads
 from gateway.net.listener import Listener
 from gateway.settings import Limits
 from model_repo.errors import RepositoryError
+from model_repo.signing import parse_trusted
 
 _LOG: Final = logging.getLogger("tollway.engine")
 #: What the gateway writes anew for each call and the engine has no use for.
@@ -57,6 +60,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--intra-op-threads", type=int, default=1, help="of one ONNX Runtime session")
     parser.add_argument("--python-memory-bytes", type=int, default=DEFAULT_LIMITS.memory_bytes_max)
     parser.add_argument("--python-call-s", type=float, default=DEFAULT_LIMITS.call_s)
+    parser.add_argument("--trusted-model-key", action="append", default=[], help="public key; unsigned is refused then")
+    parser.add_argument("--approval-required", action="store_true", help="load approved versions only")
+    parser.add_argument("--golden-check-s", type=float, default=5.0, help="time for golden answers of a load; 0: none")
+    parser.add_argument("--release-poll-s", type=float, default=2.0, help="how often releases are looked at; 0: never")
     parser.add_argument("--drain-s", type=float, default=Limits().drain_s)
     return parser.parse_args(arguments)
 
@@ -83,6 +90,11 @@ async def _serve(options: argparse.Namespace) -> None:
             ),
             intra_op_threads=options.intra_op_threads,
             residency=residency,
+            rules=Rules(
+                trusted=parse_trusted(options.trusted_model_key),
+                is_approval_required=options.approval_required,
+                golden_ns_max=round(options.golden_check_s * 1e9),
+            ),
         )
         registry = Registry(options.repository, host)
         coder = Coder(pool, loop)
@@ -103,14 +115,15 @@ async def _serve(options: argparse.Namespace) -> None:
         loop.add_signal_handler(signal.SIGINT, stop.set)
         await listener.listen_unix(options.socket)
         _tell_ready(options.ready_fd)
-        sweeper = _start_sweeper(residency, loop, pool)
+        sides = [_start_sweeper(residency, loop, pool), await _start_follower(registry, host, options)]
         try:
             await _load_until(stop, registry)
             await stop.wait()
             await listener.drain(options.drain_s)
         finally:
-            if sweeper is not None:
-                sweeper.cancel()
+            for side in sides:
+                if side is not None:
+                    side.cancel()
             listener.cut_all()
             await registry.unload()
 
@@ -125,10 +138,21 @@ def _start_sweeper(
     return sweeper
 
 
+async def _start_follower(registry: Registry, host: Host, options: argparse.Namespace) -> "asyncio.Task[None] | None":
+    if not options.release_poll_s:
+        return None
+    follower = Follower(registry, [path.absolute() for path in options.repository], host)
+    # Before the models are loaded: what changes from now on is seen.
+    await host.loop.run_in_executor(host.pool, follower.look)
+    task = host.loop.create_task(follower.follow(options.release_poll_s), name="follow releases")
+    task.add_done_callback(_stop_on_failure)
+    return task
+
+
 def _stop_on_failure(task: "asyncio.Task[None]") -> None:
-    """A sweep that fails must not end in silence: the supervisor starts another engine."""
+    """A side task that fails must not end in silence: the supervisor starts another engine."""
     if not task.cancelled() and task.exception() is not None:
-        _LOG.critical("sweep_failed", exc_info=task.exception())
+        _LOG.critical("task_failed name=%s", task.get_name(), exc_info=task.exception())
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -73,10 +73,11 @@ class Changes:
             _LOG.info("loaded model=%s versions=%s", name, ",".join(map(str, staged[name])))
             self.start(self._retire(replaced), f"retire {name}")
 
-    async def unload(self, name: str, *, is_with_steps: bool = False) -> None:
+    async def unload(self, name: str, *, is_with_steps: bool = False, reason: str = "") -> None:
         """Refuse new calls, let those under way end, give the memory back.
 
-        `is_with_steps`: of an ensemble, its steps too, but for those that another loaded ensemble needs.
+        `is_with_steps`: of an ensemble, its steps too, but for those that another loaded ensemble needs. `reason`:
+        why, where nobody asked for it.
 
         Raises:
             TollwayError: model_not_found.
@@ -91,7 +92,7 @@ class Changes:
             await self._wait_for(leaving)
             await self._give_back(leaving)
             for own in names:
-                self._registry.forget(own, "unloaded")
+                self._registry.forget(own, reason or self._registry.unloaded)
             await self._remove_unused()
             _LOG.info("unloaded models=%s", ",".join(names))
 

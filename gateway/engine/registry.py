@@ -27,6 +27,9 @@ _LOG: Final = logging.getLogger("tollway.engine")
 class Registry:
     """Model versions by name and number, and what could not become one."""
 
+    #: The reason to `forget` a model with that is taken out of service.
+    unloaded: Final = "unloaded"
+
     def __init__(self, repositories: Iterable[Path], host: Host) -> None:
         # Absolute: a step's process has another working directory.
         self._repositories = tuple(root.absolute() for root in repositories)
@@ -173,6 +176,34 @@ class Registry:
         run = self._host.loop.run_in_executor
         chosen = await run(self._host.pool, choose_versions, folder, config, self._host.rules)
         return {number: ModelVersion(folder, config, number, aliases) for number, aliases in chosen.items()}
+
+    def is_unloaded(self, name: str) -> bool:
+        """Taken out of service on demand, and not loaded since."""
+        return self._absent.get(name, ((), ""))[1] == self.unloaded
+
+    async def rename(self, name: str) -> bool:
+        """Take over a model's aliases where they need no load; False, and nothing done, where they do.
+
+        Raises:
+            RepositoryError: its release or its configuration cannot be read.
+        """
+        loaded = self._models.get(name)
+        is_step = any(step.model == name for version in self.versions() for step in version.config.steps)
+        # Ensembles hold the versions that they are made of: they are made anew with them.
+        if not loaded or is_step or any(not is_up(version) for version in loaded.values()):
+            return False
+        folder = next(iter(loaded.values())).folder
+        found = await self._host.loop.run_in_executor(self._host.pool, self.find_folder, name)
+        if found is None or found.path != folder.path:
+            return False
+        config = next(iter(loaded.values())).config
+        run = self._host.loop.run_in_executor
+        chosen = await run(self._host.pool, choose_versions, found, config, self._host.rules)
+        if set(chosen) != set(loaded) or loaded is not self._models.get(name):
+            return False
+        for number, aliases in chosen.items():
+            loaded[number].aliases = aliases
+        return True
 
     def find_step(self, step: EnsembleStep) -> ModelVersion:
         """Raises: RepositoryError: there is no such model or version."""

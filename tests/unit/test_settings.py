@@ -169,3 +169,24 @@ def test_nan_and_infinity_are_no_limits() -> None:
     for value in ("nan", "inf"):
         with pytest.raises(SettingsError):
             load(limits__call_s=value)
+
+
+KEY = "ed25519:" + "A" * 43 + "="
+
+
+def test_trusted_model_keys_are_public_keys_and_have_a_limit() -> None:
+    key = f'["{KEY}"]'
+    assert load_settings(None, {"TOLLWAY_TRUSTED_MODEL_KEYS": key}).trusted_model_keys == (KEY,)
+    for wrong in ('["ed25519:short"]', '["-----BEGIN PRIVATE KEY-----"]', f'["{KEY}x"]'):
+        with pytest.raises(SettingsError, match="no public key"):
+            load_settings(None, {}, {"trusted_model_keys": wrong})
+    with pytest.raises(SettingsError, match="at most 32"):
+        load_settings(None, {}, {"trusted_model_keys": str([KEY] * 33)})
+    assert len(load_settings(None, {}, {"trusted_model_keys": str([KEY] * 32)}).trusted_model_keys) == 32
+
+
+@pytest.mark.parametrize("name", ["engine_golden_check_s", "engine_release_poll_s"])
+@pytest.mark.parametrize("value", ["-1.0", "inf", "nan"])
+def test_times_of_the_engine_are_finite_and_not_negative(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        load_settings(None, {}, {name: value})

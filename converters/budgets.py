@@ -22,6 +22,9 @@ JUDGED: Final = {
     ),
     "fp16": frozenset({"normal", "positive", "small", "large", "zeros", "nan", "data"}),
     "int8": frozenset({"data"}),
+    "int8_dynamic": frozenset({"data"}),
+    "int8_weights": frozenset({"data"}),
+    "int4_weights": frozenset({"data"}),
 }
 _SENSITIVITY_FACTOR: Final = 8.0
 _FLOOR: Final = 1e-7
@@ -40,10 +43,14 @@ class Budget:
     cosine_min: float
 
 
+_INT8: Final = Budget(atol=0.5, rtol=0.5, rounding=0.0, mismatch_share=0.03, rms_share=0.08, cosine_min=0.995)
 BUDGETS: Final = {
     "fp32": Budget(atol=2e-5, rtol=1e-4, rounding=2**-23, mismatch_share=0.0, rms_share=0.0, cosine_min=0.0),
     "fp16": Budget(atol=4e-3, rtol=4e-3, rounding=2**-11, mismatch_share=0.01, rms_share=0.0, cosine_min=0.0),
-    "int8": Budget(atol=0.5, rtol=0.5, rounding=0.0, mismatch_share=0.03, rms_share=0.08, cosine_min=0.995),
+    "int8": _INT8,
+    "int8_dynamic": _INT8,
+    "int8_weights": _INT8,
+    "int4_weights": Budget(atol=1.0, rtol=1.0, rounding=0.0, mismatch_share=0.05, rms_share=0.15, cosine_min=0.985),
 }
 
 

@@ -111,7 +111,7 @@ def build(
         outcome = Outcome(engine=engine, precision=precision)
         outcomes.append(outcome)
         progress(f"build {outcome.key}", 3 + 2 * place, total)
-        variant = _try_build(outcome, read, work)
+        variant = _try_build(outcome, read, job, work)
         if variant is not None:
             progress(f"verify {outcome.key}", 4 + 2 * place, total)
             if _try_verify(outcome, variant, read, job, work):
@@ -195,7 +195,7 @@ def _open_reference(whole: Any, path: Path) -> Engine:
     return open_onnx(path if is_large else bytes(whole.SerializeToString()), is_optimised=False)
 
 
-def _try_build(outcome: Outcome, source: Source, work: Path) -> Variant | None:
+def _try_build(outcome: Outcome, source: Source, job: Job, work: Path) -> Variant | None:
     reason = NOT_OFFERED.get((outcome.engine, outcome.precision))
     if reason is not None:
         outcome.reason, outcome.next_step = f"not offered: {reason}", "leave it out"
@@ -204,7 +204,13 @@ def _try_build(outcome: Outcome, source: Source, work: Path) -> Variant | None:
     folder = work / outcome.key
     try:
         variant = build_variant(
-            outcome.engine, outcome.precision, source.normal, folder, source.data, batched=is_batched
+            outcome.engine,
+            outcome.precision,
+            source.normal,
+            folder,
+            source.data,
+            batched=is_batched,
+            factor=job.budgets.get(outcome.precision, 1.0),
         )
     except ConvertError as error:
         outcome.reason, outcome.next_step = str(error), error.next_step

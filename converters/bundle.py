@@ -27,7 +27,9 @@ PLACEHOLDER: Final = "model"
 _GOLDEN_KINDS: Final = ("data", "normal", "positive", "zeros")
 _GOLDEN_CASES_MAX: Final = 8
 #: Another CPU sums in another order: so much of an output's RMS may a golden answer differ there.
-_TOLERANCE: Final = {"fp32": 1e-4, "fp16": 4e-3, "int8": 5e-2}
+_TOLERANCE: Final = {"fp32": 1e-4, "fp16": 4e-3}
+#: Of all precisions that compute in integers.
+_TOLERANCE_INTEGER: Final = 5e-2
 #: Sets whose absence changes what integer kernels compute (saturation), not only how fast.
 _INTEGER_ISA: Final = frozenset({"avx512_vnni", "avx_vnni", "i8mm", "avx2"})
 
@@ -53,7 +55,7 @@ def write_bundle(
         tools=tool_versions(),
         host=host_facts(),
         variant={"engine": outcome.engine, "precision": outcome.precision, "method": outcome.method},
-        calibration=report["evidence"] if outcome.precision == "int8" else None,
+        calibration=report["evidence"] if outcome.precision not in _TOLERANCE else None,
         evidence=report["evidence"]["kind"],
         parity={"cases": outcome.cases_judged, "per_output": outcome.per_output},
         speed={"selected": outcome.speeds, "plain": report["plain"], "speedup": report["speedup"]},
@@ -76,7 +78,7 @@ def write_bundle(
 
 
 def _target(engine: str, precision: str) -> Target:
-    own = tuple(name for name in isa() if name in _INTEGER_ISA) if precision == "int8" else ()
+    own = tuple(name for name in isa() if name in _INTEGER_ISA) if precision not in _TOLERANCE else ()
     return Target(
         arch=str(host_facts()["arch"]), isa=own, runtime=engine, runtime_version=tool_versions().get(engine, "0")
     )
@@ -98,7 +100,7 @@ def _write_golden(bundle: Path, source: "Source", engine: Engine, precision: str
         for name in names:
             squares[name] = max(squares[name], _rms(outputs[name]))
     write_golden(bundle, kept)
-    share = _TOLERANCE[precision]
+    share = _TOLERANCE.get(precision, _TOLERANCE_INTEGER)
     tolerance = {name: share * square + 1e-6 if square else 1e-6 for name, square in squares.items()}
     return {"cases": len(kept), "tolerance": tolerance}
 

@@ -9,10 +9,12 @@ from typing import Any, Final
 from converters.errors import UsageFault
 
 ENGINES: Final = ("onnxruntime", "openvino")
-PRECISIONS: Final = ("fp32", "fp16", "int8")
+PRECISIONS: Final = ("fp32", "fp16", "int8", "int8_dynamic", "int8_weights", "int4_weights")
+_NO_FORM: Final = "OpenVINO's files have no such form here; ask onnxruntime for it"
 #: What an engine cannot be asked for, and why.
 NOT_OFFERED: Final[Mapping[tuple[str, str], str]] = {
     ("openvino", "int8"): "needs NNCF, which is not part of this toolchain; onnxruntime int8 is offered",
+    **{("openvino", name): _NO_FORM for name in ("int8_dynamic", "int8_weights", "int4_weights")},
 }
 BATCH_ROWS_MAX: Final = 256
 _DIM: Final = re.compile(r"([A-Za-z_][\w.:/-]{0,99})=(\d{1,7})(?:\.\.(\d{1,7}))?\Z")

@@ -2,22 +2,22 @@
 
 import contextlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import onnx
 
-from converters.engines import Engine, Feeds, first_line, import_openvino, open_onnx, open_openvino
-from converters.errors import ConvertError, ToolFailed, UsageFault
-from converters.host import has_vnni
+from converters.engines import Engine, first_line, import_openvino, open_onnx, open_openvino
+from converters.errors import ConvertError, ToolFailed
 from converters.normalise import INLINE_BYTES_MAX, save_model
+from converters.quantise import quantise_dynamic, quantise_static, quantise_weights
 from converters.samples import Data
 
 FILES: Final = {"onnxruntime": "model.onnx", "openvino": "model.xml"}
-#: One calibration run takes so many rows.
-_CALIBRATION_ROWS: Final = 8
+#: (normal form, folder to fill, real inputs, are they a batch, factor on the error budget) → (graph, what was done)
+Builder = Callable[[Any, Path, Data | None, bool, float], tuple[Any, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,19 +54,19 @@ def open_variant(engine: str, path: Path, outputs: tuple[str, ...], threads: int
 
 
 def build_variant(
-    engine: str, precision: str, normal: Any, folder: Path, data: Data | None, *, batched: bool
+    engine: str, precision: str, normal: Any, folder: Path, data: Data | None, *, batched: bool, factor: float = 1.0
 ) -> Variant:
-    """Make `folder` with the files of one variant.
+    """Make `folder` with the files of one variant. `factor`: on the error budget that the gate will hold it to.
 
     Raises:
-        UsageFault: int8 without calibration data.
+        UsageFault: a precision that needs real inputs, and there are none.
         ToolFailed: a library failed; the message is its first line.
     """
     folder.mkdir()
     try:
         # The libraries print progress and advice.
         with contextlib.redirect_stdout(io.StringIO()):
-            origin, method = _BUILDERS[engine, precision](normal, folder, data, batched)
+            origin, method = _BUILDERS[engine, precision](normal, folder, data, batched, factor)
     except ConvertError:
         raise
     except Exception as error:
@@ -75,7 +75,7 @@ def build_variant(
     return Variant(engine=engine, precision=precision, folder=folder, origin=origin, method=method)
 
 
-def _onnx_fp32(normal: Any, folder: Path, data: Data | None, batched: bool) -> tuple[Any, str]:
+def _onnx_fp32(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:
     if normal.ByteSize() >= INLINE_BYTES_MAX:
         save_model(normal, folder / "model.onnx")
         return normal, "simplified graph; optimised at load, as it is too large to be saved in one piece"
@@ -86,7 +86,7 @@ def _onnx_fp32(normal: Any, folder: Path, data: Data | None, batched: bool) -> t
     return normal, "ONNX Runtime graph optimisation, basic level, saved"
 
 
-def _onnx_fp16(normal: Any, folder: Path, data: Data | None, batched: bool) -> tuple[Any, str]:
+def _onnx_fp16(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     typed = onnx.ModelProto()
@@ -96,50 +96,8 @@ def _onnx_fp16(normal: Any, folder: Path, data: Data | None, batched: bool) -> t
     return typed, "weights and operators in float16, inputs and outputs as before"
 
 
-class _Reader:
-    """Calibration rows as the quantiser asks for them: a dictionary a call, then None."""
-
-    def __init__(self, feeds: Feeds, rows: int, batched: bool) -> None:
-        self._parts = self._cut(feeds, rows, batched)
-
-    @staticmethod
-    def _cut(feeds: Feeds, rows: int, batched: bool) -> Iterator[dict[str, Any]]:
-        step = _CALIBRATION_ROWS if batched else 1
-        for start in range(0, rows, step):
-            part = {name: array[start : start + step] for name, array in feeds.items()}
-            yield part if batched else {name: array[0] for name, array in part.items()}
-
-    def get_next(self) -> dict[str, Any] | None:
-        return next(self._parts, None)
-
-
-def _onnx_int8(normal: Any, folder: Path, data: Data | None, batched: bool) -> tuple[Any, str]:
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
-
-    if data is None:
-        step = "give real inputs with --data FILE.npz, or leave int8 out"
-        raise UsageFault("no_calibration", "int8 needs calibration data, and none was given", next_step=step)
-    CalibrationDataReader.register(_Reader)
-    model = onnx.ModelProto()
-    model.CopyFrom(normal)
-    # Without VNNI, sums of unsigned times signed bytes saturate at 16 bits: one bit less keeps them in range.
-    is_reduced = not has_vnni()
-    quantize_static(
-        model,
-        str(folder / "model.onnx"),
-        _Reader(data.calibration, data.rows_calibration, batched),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=is_reduced,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
-    method = f"static QDQ, per channel, min-max over {data.rows_calibration} rows{', 7 bits' if is_reduced else ''}"
-    return onnx.load(str(folder / "model.onnx")), method
-
-
-def _openvino(precision: str) -> Callable[[Any, Path, Data | None, bool], tuple[Any, str]]:
-    def build(normal: Any, folder: Path, data: Data | None, batched: bool) -> tuple[Any, str]:
+def _openvino(precision: str) -> Builder:
+    def build(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:
         library = import_openvino()
         source = folder / "source.onnx"
         save_model(normal, source)
@@ -153,10 +111,13 @@ def _openvino(precision: str) -> Callable[[Any, Path, Data | None, bool], tuple[
     return build
 
 
-_BUILDERS: Final[dict[tuple[str, str], Callable[[Any, Path, Data | None, bool], tuple[Any, str]]]] = {
+_BUILDERS: Final[dict[tuple[str, str], Builder]] = {
     ("onnxruntime", "fp32"): _onnx_fp32,
     ("onnxruntime", "fp16"): _onnx_fp16,
-    ("onnxruntime", "int8"): _onnx_int8,
+    ("onnxruntime", "int8"): quantise_static,
+    ("onnxruntime", "int8_dynamic"): quantise_dynamic,
+    ("onnxruntime", "int8_weights"): quantise_weights(8),
+    ("onnxruntime", "int4_weights"): quantise_weights(4),
     ("openvino", "fp32"): _openvino("fp32"),
     ("openvino", "fp16"): _openvino("fp16"),
 }

@@ -7,6 +7,9 @@
     [models.ocr]
     per_call = "0.0015"
     per_row_nanos = 250
+    [models.slow]
+    per_compute_second = "0.02"
+    compute_ms_max = 30000         # a prepaid call reserves, and is charged, 30 s at most
 
 What a row is depends on the model: `per_image` and `per_token` say `per_row` in its words. `per_compute_second` is
 `per_compute_ms` times 1,000 and must divide by it: a call's compute time is charged by the millisecond.
@@ -26,6 +29,7 @@ from billing.rating import Price, PriceBook, PriceError, validate_book
 
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 _BOOK_FIELDS: Final = frozenset(PriceBook.__struct_fields__)
+_BOUND: Final = "compute_ms_max"
 _UNITS: Final = ("per_call", "per_row", "per_compute_ms")
 #: Other words for a unit → (unit, how many of the unit one of them is).
 _ALIASES: Final = {
@@ -65,8 +69,15 @@ def default_price_book() -> PriceBook:
 
 
 def encode_price_book(book: PriceBook) -> bytes:
-    """Canonical JSON of `book` (models sorted): equal books have equal bytes. The ledger keeps this text."""
-    return msgspec.json.encode(book, order="deterministic")
+    """Canonical JSON of `book` (models sorted): equal books have equal bytes. The ledger keeps this text.
+
+    A bound that is not declared is left out: books from before there were any keep their bytes.
+    """
+    raw = msgspec.to_builtins(book)
+    for price in (raw["default"], *raw["models"].values()):
+        if not price[_BOUND]:
+            del price[_BOUND]
+    return msgspec.json.encode(raw, order="deterministic")
 
 
 def decode_price_book(text: bytes | str) -> PriceBook:
@@ -103,8 +114,9 @@ def book_from_raw(raw: Any) -> PriceBook:
 
 def _price(where: str, raw: Any) -> Price:
     names = (*_UNITS, *_ALIASES)
-    table = _table(where, raw, frozenset(names) | {f"{name}_nanos" for name in names})
-    return Price(**{f"{unit}_nanos": _amount(where, unit, table) for unit in _UNITS})
+    table = _table(where, raw, frozenset(names) | {f"{name}_nanos" for name in names} | {_BOUND})
+    amounts = {f"{unit}_nanos": _amount(where, unit, table) for unit in _UNITS}
+    return Price(**amounts, compute_ms_max=table.get(_BOUND, 0))
 
 
 def _amount(where: str, unit: str, table: dict[str, Any]) -> int:

@@ -17,6 +17,8 @@ CHARGE_NANOS_MAX: Final = 10**15
 #: A single price is bounded so that a typing error of six zeros is refused, not billed.
 PRICE_NANOS_MAX: Final = 10**15
 MODELS_MAX: Final = 10_000
+#: A bound of a call's compute time: one day.
+COMPUTE_MS_MAX: Final = 86_400_000
 
 #: The plan's `pricing` (gateway.snapshot.Plan) → the reason of an OK call under it.
 REASON_BY_PRICING: Final = {
@@ -40,6 +42,9 @@ class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     per_call_nanos: int = 0
     per_row_nanos: int = 0
     per_compute_ms_nanos: int = 0
+    #: Compute milliseconds that a call with a bounded price is charged for at most (prepaid, or with a maximum cost of
+    #: its caller's); 0: not declared, so a price by time has no bound.
+    compute_ms_max: int = 0
 
 
 class PriceBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -113,11 +118,12 @@ def validate_book(book: PriceBook) -> None:
 
 def _validate_price(where: str, price: Price) -> None:
     for field in Price.__struct_fields__:
-        value = getattr(price, field)
+        value, is_time = getattr(price, field), field == "compute_ms_max"
+        unit, most = ("milliseconds", COMPUTE_MS_MAX) if is_time else ("nanos", PRICE_NANOS_MAX)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise PriceError(f"{where}.{field}: {value!r} must be a whole number of nanos")
-        if value < 0 or value > PRICE_NANOS_MAX:
-            raise PriceError(f"{where}.{field}: {value!r} must be from 0 to {PRICE_NANOS_MAX}")
+            raise PriceError(f"{where}.{field}: {value!r} must be a whole number of {unit}")
+        if value < 0 or value > most:
+            raise PriceError(f"{where}.{field}: {value!r} must be from 0 to {most}")
 
 
 def _terms(price: Price) -> Terms:
@@ -133,6 +139,7 @@ _UNPRICED: Final[dict[str, Charge]] = {
 
 __all__ = [
     "CHARGE_NANOS_MAX",
+    "COMPUTE_MS_MAX",
     "NS_PER_MS",
     "PRICE_NANOS_MAX",
     "PRICING_BY_REASON",

@@ -51,6 +51,7 @@ class Code(StrEnum):
     DAILY_CAP_EXCEEDED = "daily_cap_exceeded"
     MONTHLY_CAP_EXCEEDED = "monthly_cap_exceeded"
     INSUFFICIENT_FUNDS = "insufficient_funds"
+    MAX_COST_EXCEEDED = "max_cost_exceeded"
     # Capacity.
     MODEL_NOT_READY = "model_not_ready"
     BACKEND_UNAVAILABLE = "backend_unavailable"

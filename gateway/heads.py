@@ -7,6 +7,7 @@ kept as text and judged anew for every call.
 import re
 from typing import Final
 
+from billing.money import MoneyError, parse_nanos
 from gateway.auth.credential import extract_credential
 from gateway.call import Headers, RequestHead
 from gateway.errors import Code, Refusal
@@ -114,6 +115,7 @@ class HeadFacts:
         "is_stream",
         "json_length",
         "kind",
+        "max_cost_nanos",
         "model",
         "refusal",
         "request_id",
@@ -144,6 +146,8 @@ class HeadFacts:
         self.is_listing = False
         #: The reply may be a stream, metered as it goes.
         self.is_stream = False
+        #: The most that the caller will pay for this call (`tollway-max-cost`); -1: no such word.
+        self.max_cost_nanos = -1
         #: `Inference-Header-Content-Length` as it came.
         self.json_length: bytes | None = None
 
@@ -235,6 +239,8 @@ def _read_field(head: RequestHead, facts: HeadFacts, name: bytes, value: bytes) 
         if facts.idempotency_key not in (None, value):
             return Refusal(code=Code.BAD_REQUEST, message="there are two different Idempotency-Keys: send one")
         facts.idempotency_key = value
+    elif name == b"tollway-max-cost":
+        return _read_max_cost(facts, value)
     elif name == b"grpc-timeout" and head.is_grpc:
         timeout_ns = try_timeout_ns(value)
         if timeout_ns is None:
@@ -244,4 +250,18 @@ def _read_field(head: RequestHead, facts: HeadFacts, name: bytes, value: bytes) 
         if not value.isdigit() or len(value) > _TIMEOUT_MS_DIGITS_MAX or int(value) == 0:
             return Refusal(code=Code.BAD_REQUEST, message="x-request-timeout-ms must be whole milliseconds above 0")
         facts.timeout_ns = int(value) * 1_000_000
+    return None
+
+
+def _read_max_cost(facts: HeadFacts, value: bytes) -> Refusal | None:
+    """Decimal text of the price book's major unit; the least counts where there are several."""
+    try:
+        nanos: int = parse_nanos(value.decode("ascii"))
+    except (MoneyError, UnicodeDecodeError):
+        nanos = -1
+    if nanos < 0:
+        message = "tollway-max-cost must be an amount such as 0.05, with at most nine decimal places"
+        return Refusal(code=Code.BAD_REQUEST, message=message)
+    if facts.max_cost_nanos < 0 or nanos < facts.max_cost_nanos:
+        facts.max_cost_nanos = nanos
     return None

@@ -20,6 +20,7 @@ from typing import Final
 from billing import failpoint
 from billing.events import Outcome
 from gateway.auth.keyring import UNAUTHENTICATED, Principal, Scope, authorize, authorize_operation
+from gateway.bounds import STREAM_UNBOUNDED, Bound
 from gateway.call import Data, Headers
 from gateway.errors import Code, Refusal
 from gateway.forwarding import forwarded_block, forwarded_headers, forwarded_lines
@@ -191,6 +192,8 @@ class LiveCall:
     #: Of a reply that may be a stream.
     meter: StreamMeter | None = None
     is_stream_billed = False
+    #: Of a call that a wallet pays, or whose caller named the most it may cost.
+    bound: Bound | None = None
     #: The right to run a call with an Idempotency-Key.
     claim: Claim | None = None
     code: Code | None = None
@@ -350,8 +353,12 @@ class LiveCall:
             if is_infer:
                 self.ticket = ticket = self.policy.ticket(principal, self.model, self.version, is_grpc=is_grpc)
                 refusal = ticket.refusal
+                if ticket.is_prepaid or facts.max_cost_nanos >= 0:
+                    self.bound = Bound(self, ticket)
                 if refusal is None and self.meter is not None and ticket.unmeasured is not None:
                     refusal = UNTIMED
+                elif refusal is None and self.meter is not None and self.bound is not None:
+                    refusal = STREAM_UNBOUNDED
             elif facts.kind == ADMIN:
                 refusal = authorize_operation(principal)
             else:
@@ -377,17 +384,23 @@ class LiveCall:
                 self.refuse(endpoint)
             return
         self.endpoint = endpoint
-        if ticket is not None and not endpoint.is_trusted and not self._can_measure(ticket):
+        needs_count = not endpoint.is_trusted or self.bound is not None
+        if needs_count and ticket is not None and not self._can_measure(ticket, endpoint):
             return
         self.admit()
 
-    def _can_measure(self, ticket: Ticket) -> bool:
-        """On a backend whose counts are not believed: count ourselves what is sold. False: refused, or not in yet."""
-        if ticket.unmeasured is not None:
+    def _can_measure(self, ticket: Ticket, endpoint: Endpoint) -> bool:
+        """Count ourselves what is sold, where the backend's counts are not believed or are needed before it runs.
+
+        False: refused, or not in yet.
+        """
+        if ticket.unmeasured is not None and not endpoint.is_trusted:
             self.refuse(ticket.unmeasured)
             return False
-        if not ticket.needs_rows or self.exchange.head.is_grpc or self.meter is not None:
+        if not ticket.needs_rows or self.meter is not None:
             return True
+        if self.exchange.head.is_grpc:
+            return self.bound is None or self._knows_rows()
         peek = row_peek_of(self.facts.json_length, is_encoded=self.facts.is_encoded)
         if isinstance(peek, Refusal):
             self.refuse(peek)
@@ -399,6 +412,18 @@ class LiveCall:
         if self.body is not None:
             verdict = peek.feed(self.body)
             self._take_rows(peek.finish() if verdict is False else verdict, peek)
+        return False
+
+    def _knows_rows(self) -> bool:
+        """Whether the message has told its rows by now; while it may, the call stays undecided."""
+        rows = self.peeked_rows if self.peek is None else self.peek.rows
+        if rows >= 0:
+            self.rows = max(1, rows)
+            return True
+        if self.is_request_ended:
+            self.refuse(ROWS_UNKNOWN)
+        else:
+            self.stage = PEEKING
         return False
 
     def serve_own(self) -> None:
@@ -435,12 +460,28 @@ class LiveCall:
         gateway, principal, endpoint = self.gateway, self.principal, self.endpoint
         assert endpoint is not None
         self.stage = DECIDING
+        if self.bound is not None and not self.bound.begin():
+            return
         if self.facts.kind != INFER or principal is None or gateway.quota is None:
             self.forward(endpoint)
             return
         decision = gateway.quota.admit(principal.tenant, principal.plan, self.on_decision)
         if decision is not None:
             self.on_decision(decision)
+
+    def on_funds(self, refusal: Refusal | None) -> None:
+        """The wallet was asked. Too late: what is reserved is given back."""
+        bound = self.bound
+        assert bound is not None
+        if refusal is not None:
+            if self.stage == DECIDING:
+                self.refuse(refusal)
+            return
+        bound.take()
+        if self.stage == DECIDING:
+            self.admit()
+        else:
+            bound.settle(0)
 
     def on_decision(self, decision: Decision) -> None:
         """Granted: go on. Refused: say which limit. Too late: give the grant back uncounted."""
@@ -604,6 +645,8 @@ class LiveCall:
             cut = upstream.units if isinstance(upstream, _CUTTING) else None
             for name, value in cut or units:
                 self._read_units(name, value)
+        if self.bound is not None:
+            self.bound.cap()
 
     def _read_units(self, name: bytes, value: bytes) -> None:
         """What a trusted backend says it did; anything but digits is a fault of ours, not the caller's."""
@@ -776,6 +819,8 @@ class LiveCall:
             self.charge.nanos,
         )
         log.append(payload, self.on_durable)
+        if self.bound is not None:
+            self.bound.settle(self.charge.nanos)
 
     def on_durable(self, seq: int) -> None:
         """The record is on disk: the reply may complete. A caller who left meanwhile is noted, not forgotten (R8)."""
@@ -938,6 +983,8 @@ class LiveCall:
             self.endpoint.outstanding -= 1
         if self.grant is not None and gateway.quota is not None:
             gateway.quota.release(self.grant, is_counted=is_counted)
+        if self.bound is not None:
+            self.bound.settle(0)
         duration_ns = gateway.monotonic_ns() - self.arrival_ns
         protocol = "grpc" if self.exchange.head.is_grpc else "http"
         code = "ok" if self.code is None else self.code.value

@@ -145,6 +145,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return self.run_dir / "quota.sock"
 
     @property
+    def funds_socket(self) -> Path:
+        """The quota owner's door for leases of wallets."""
+        return self.run_dir / "funds.sock"
+
+    @property
     def meter_socket(self) -> Path:
         return self.run_dir / "meter.sock"
 

@@ -13,6 +13,7 @@ from gateway.monitoring.call_line import CallLines
 from gateway.monitoring.call_log import CallLog
 from gateway.monitoring.metrics import CallCounters
 from gateway.net.budget import BufferBudget
+from gateway.quota.funds import FundStore
 from gateway.quota.store import QuotaStore
 from gateway.relay import Relay
 from gateway.replays import ReplayStore
@@ -51,12 +52,14 @@ class Shared:
         budget: BufferBudget,
         is_key_required: bool = True,
         replays: ReplayStore | None = None,
+        funds: FundStore | None = None,
         is_reflecting: bool = True,
         relay: Relay | None = None,
     ) -> None:
         #: The way to control's self-service, where there is one.
         self.relay = relay
         self.replays = replays
+        self.funds = funds
         self.is_reflecting = is_reflecting
         self.policy = policy
         self.router = router

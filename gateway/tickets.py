@@ -6,11 +6,12 @@ A `Policy` is one snapshot; its `Ticket`s end with it, so nothing that was deriv
 from typing import Final
 
 from billing.events import Outcome, Reason, ServedTemplate
-from billing.rating import Rater
+from billing.rating import NS_PER_MS, Rater
 from gateway.auth.keyring import Keyring, Principal, Scope, authorize
 from gateway.errors import Code, Refusal
 from gateway.monitoring.call_line import caller_fields
 from gateway.monitoring.metrics import CallCounters, Cell
+from gateway.quota.funds import Purse
 
 _TICKETS_MAX: Final = 4096
 _CHARGES_MAX: Final = 1024
@@ -57,10 +58,13 @@ class Ticket:
         "_counters",
         "_policy",
         "_protocol",
+        "compute_ns_max",
+        "is_prepaid",
         "log_fields",
         "model",
         "needs_rows",
         "pricing",
+        "purse",
         "refusal",
         "template",
         "tenant",
@@ -75,7 +79,16 @@ class Ticket:
         self.pricing = principal.plan.pricing
         self.refusal = authorize(principal, Scope.INFER, model)
         price = policy.rater.price_of(model)
-        is_priced = self.pricing == "priced"
+        #: Whether the tenant's wallet pays; what `purse` it pays from is looked up by the first call.
+        self.is_prepaid = self.pricing == "prepaid"
+        self.purse: Purse | None = None
+        is_priced = self.pricing == "priced" or self.is_prepaid
+        #: Compute time that a call with a bounded price is charged for at most; -1: there is no bound.
+        self.compute_ns_max = -1
+        if not (is_priced and price.per_compute_ms_nanos):
+            self.compute_ns_max = 0
+        elif price.compute_ms_max:
+            self.compute_ns_max = price.compute_ms_max * NS_PER_MS
         self.unmeasured = _NOT_REPORTED if is_priced and price.per_compute_ms_nanos else None
         self.needs_rows = is_priced and bool(price.per_row_nanos)
         self.template = ServedTemplate(
@@ -99,6 +112,12 @@ class Ticket:
         if self._counters is not counters:
             self._counters, self._cell = counters, counters.cell(self._protocol, self.model, "ok")
         return self._cell
+
+    def most_nanos(self, rows: int) -> int:
+        """The most that a call with so many rows is charged where its price is bounded (`compute_ns_max` >= 0)."""
+        if self.unmeasured is None:
+            return self.charge(rows, 0).nanos
+        return self._policy.rater.charge(self.model, self.pricing, _OK, rows, self.compute_ns_max)[0]
 
     def charge(self, rows: int, compute_ns: int) -> Charge:
         """The list price of one answered call at the pinned price version."""

@@ -33,6 +33,8 @@ from gateway.net.h2_outbound import H2PoolLimits, H2UpstreamPool
 from gateway.net.listener import Listener, h2_wire_limits_of
 from gateway.net.tls import tls_context
 from gateway.pipeline import Gateway
+from gateway.quota.funds import FundStore
+from gateway.quota.funds_client import FundsClient
 from gateway.quota.memory_client import MemoryQuotaStore
 from gateway.quota.store import QuotaStore
 from gateway.relay import Relay
@@ -98,6 +100,7 @@ class Worker:
             budget=budget,
             is_key_required=settings.require_key,
             replays=ReplayStore(settings.data_dir / REPLAY_FOLDER),
+            funds=self._open_funds(),
             relay=self._open_relay(),
             is_reflecting=settings.grpc_reflection,
         )
@@ -154,6 +157,15 @@ class Worker:
         )
         await store.start()
         return store
+
+    def _open_funds(self) -> FundStore | None:
+        """Leases of wallets, to this worker's usage log. Connects when the first prepaid call comes."""
+        if self.log is None or not self.settings.require_key:
+            return None
+        epoch = self.log.epoch
+        return FundsClient(
+            self.settings.funds_socket, instance=epoch.instance, epoch=epoch.number, clock=self.clock, loop=self.loop
+        )
 
     def _build_router(self, backends: Sequence[Backend]) -> Router:
         """Endpoints for `backends`; those that did not change keep their connections and what is known of them."""
@@ -278,6 +290,8 @@ class Worker:
             await self._close_log(self.log)
         if gateway.quota is not None:
             await gateway.quota.close()
+        if gateway.funds is not None:
+            await gateway.funds.close()
         for _, endpoint, task in self._endpoints.values():
             task.cancel()
             _close_pools(endpoint)

@@ -12,16 +12,21 @@ import signal
 import sys
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import uvloop
 
 from billing import failpoint
 from gateway.clock import SystemClock
+from gateway.quota.funds_server import FundsServer
 from gateway.quota.owner import Owner
 from gateway.quota.server import QuotaServer
 from gateway.snapshot import Snapshot
 from gateway.snapshot_watcher import SnapshotWatcher
+
+
+#: Beside the socket for quotas: leases of wallets (`Settings.funds_socket`).
+FUNDS_SOCKET: Final = "funds.sock"
 
 
 async def serve(arguments: argparse.Namespace) -> None:
@@ -45,12 +50,19 @@ async def serve(arguments: argparse.Namespace) -> None:
     obey(watcher.snapshot)
     server = QuotaServer(owner, loop, watcher.refresh, arguments.meter_socket, workers_expected=arguments.workers)
     await server.listen(arguments.socket)
+    funds: FundsServer | None = None
+    if arguments.meter_socket is not None:
+        funds = FundsServer(loop, arguments.meter_socket)
+        await funds.listen(arguments.socket.with_name(FUNDS_SOCKET))
     if arguments.ready_fd is not None:
         os.write(arguments.ready_fd, b"ready\n")
         os.close(arguments.ready_fd)
     try:
-        await _until(stop, server.run(), watcher.wait_closed())
+        await _until(stop, server.run(), watcher.wait_closed(), *([] if funds is None else [funds.run()]))
     finally:
+        if funds is not None:
+            await funds.close()
+            arguments.socket.with_name(FUNDS_SOCKET).unlink(missing_ok=True)
         await server.close()
         arguments.socket.unlink(missing_ok=True)
         await watcher.close()

@@ -1,0 +1,122 @@
+"""HOT PATH. Owns the bound of a call's price: a wallet pays it (prepaid), or its caller named the most it may cost.
+
+Such a call is held to the most that it may cost before it runs: refused when that is more than its caller allows, and
+reserved in the wallet where one pays. What it is charged is never more, because what is counted afterwards is cut to
+what was counted before. Calls without a bound have none of this (`LiveCall.bound` is None).
+"""
+
+from typing import Final, Protocol
+
+from billing.money import format_nanos
+from gateway.errors import Code, Refusal
+from gateway.heads import HeadFacts
+from gateway.quota.funds import UNAVAILABLE, Purse
+from gateway.shared import Shared
+from gateway.tickets import Policy, Ticket
+
+#: What a stream costs is known at its end.
+STREAM_UNBOUNDED: Final = Refusal(
+    code=Code.NOT_IMPLEMENTED,
+    message="a stream's price has no bound, so it is sold neither prepaid nor with tollway-max-cost: use infer",
+)
+TIME_UNBOUNDED: Final = Refusal(
+    code=Code.NOT_IMPLEMENTED,
+    message="this model is priced by compute time without a declared maximum, so its price has no bound:"
+    " it is sold neither prepaid nor with tollway-max-cost",
+)
+_NO_METER: Final = Refusal(code=Code.METERING_UNAVAILABLE, message="prepaid calls need metering, which is off here")
+
+
+class Bounded(Protocol):
+    """The call, as its bound sees it."""
+
+    gateway: Shared
+    policy: Policy
+    facts: HeadFacts
+    rows: int
+    compute_ns: int
+    arrival_ns: int
+
+    def on_funds(self, refusal: Refusal | None) -> None: ...
+
+    def refuse(self, refusal: Refusal) -> None: ...
+
+
+class Bound:
+    """Of one call."""
+
+    __slots__ = ("_is_open", "_most", "_purse", "_reserved", "_rows_max", "_ticket", "call")
+
+    def __init__(self, call: Bounded, ticket: Ticket) -> None:
+        self.call = call
+        self._ticket = ticket
+        self._purse: Purse | None = None
+        self._most = 0
+        self._reserved = 0
+        self._rows_max = 0
+        self._is_open = False
+
+    def begin(self) -> bool:
+        """Whether the call may go on, its rows being known. False: it was refused, or `on_funds` will tell."""
+        if self._is_open:
+            return True
+        call, ticket = self.call, self._ticket
+        if ticket.compute_ns_max < 0:
+            call.refuse(TIME_UNBOUNDED)
+            return False
+        self._rows_max = call.rows
+        self._most = most = ticket.most_nanos(call.rows)
+        limit = call.facts.max_cost_nanos
+        if 0 <= limit < most:
+            currency = call.policy.currency
+            message = (
+                f"this call may cost {format_nanos(most)} {currency}, more than tollway-max-cost allows"
+                f" ({format_nanos(limit)} {currency})"
+            )
+            call.refuse(Refusal(code=Code.MAX_COST_EXCEEDED, message=message))
+            return False
+        if most and ticket.is_prepaid:
+            return self._reserve(ticket, most)
+        self._is_open = True
+        return True
+
+    def _reserve(self, ticket: Ticket, most: int) -> bool:
+        call = self.call
+        funds, purse = call.gateway.funds, ticket.purse
+        if funds is None:
+            call.refuse(_NO_METER)
+            return False
+        if purse is None:
+            purse = ticket.purse = funds.purse(ticket.tenant.decode(), call.policy.currency)
+            if purse is None:
+                call.refuse(UNAVAILABLE)
+                return False
+        self._purse = purse
+        if funds.try_reserve(purse, most, call.arrival_ns):
+            self.take()
+            return True
+        refusal = funds.ask(purse, most, call.arrival_ns, call.on_funds)
+        if refusal is not None:
+            call.refuse(refusal)
+        return False
+
+    def take(self) -> None:
+        """The money is reserved."""
+        self._is_open = True
+        self._reserved = self._most
+
+    def cap(self) -> None:
+        """Cut what was counted afterwards to what the price was bounded by."""
+        call, ticket = self.call, self._ticket
+        if ticket.needs_rows and call.rows > self._rows_max:
+            call.rows = self._rows_max
+        if 0 < ticket.compute_ns_max < call.compute_ns:
+            call.compute_ns = ticket.compute_ns_max
+
+    def settle(self, cost: int) -> None:
+        """The call's record is appended: its cost is spent, the rest of the reservation is free again."""
+        purse, reserved = self._purse, self._reserved
+        if reserved and purse is not None:
+            self._reserved = 0
+            assert self.call.gateway.funds is not None
+            self.call.gateway.funds.settle(purse, reserved, cost)

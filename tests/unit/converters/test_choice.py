@@ -1,13 +1,21 @@
 """Measurement is interleaved and takes medians; what is not faster is refused, and why is said."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import pytest
 
+from converters.build import build
 from converters.engines import Feeds
+from converters.errors import VerificationFailed
+from converters.job import Job
 from converters.measure import RUNS_MAX, Speed, measure
-from converters.select import Candidate, best_batch, select
+from converters.select import PLAIN, Candidate, best_batch, select
+from converters.selftest.models import mlp
 
 
 class FakeEngine:
@@ -137,3 +145,28 @@ def test_an_equal_variant_is_not_refused_for_a_median_that_noise_moved() -> None
     slower = Speed(rows=1, median_ns=1050, worst_ns=0, rounds=4, means_ns=(890, 1100, 1200, 1200))
     assert select([candidate("fp32", noisy)], plain, "latency").selected == "onnxruntime-fp32"
     assert select([candidate("fp32", slower)], plain, "latency").selected is None
+
+
+def test_where_nothing_is_faster_the_source_itself_is_published(tmp_path: Path) -> None:
+    """Measured times are given, as a real machine decides otherwise each time; everything else is real."""
+    model = mlp()
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+
+    def slower(engines: Any, *_: Any, **__: Any) -> dict[str, list[Speed]]:
+        times = {key: 1_000 if key == PLAIN else 2_000 for key in engines}
+        return {key: [Speed(rows=1, median_ns=ns, worst_ns=ns, rounds=3)] for key, ns in times.items()}
+
+    job = Job(name="m", engines=("onnxruntime",), precisions=("fp32", "fp16"), batch_rows_max=1, rounds=3)
+    report = build(job, tmp_path / "m.onnx", None, tmp_path, sha256="", progress=lambda *_: None, timing=slower)
+    assert (report["selected"], report["speedup"]) == ("onnxruntime-fp32", 1.0)
+    published = onnx.load(str(tmp_path / "bundle" / "model.onnx"))
+    assert published.SerializeToString() == model.SerializeToString()
+    chosen = next(one for one in report["variants"] if one["status"] == "selected")
+    assert "as it is" in chosen["method"]
+    assert chosen["cases_judged"]
+    without = replace(job, precisions=("fp16",))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(VerificationFailed, match="every variant was refused"):
+        build(
+            without, tmp_path / "m.onnx", None, tmp_path / "other", sha256="", progress=lambda *_: None, timing=slower
+        )

@@ -214,7 +214,7 @@ def test_a_variant_beyond_its_budget_is_refused_with_node_and_repro(tmp_path: Pa
 
 def test_int8_without_data_is_refused_and_says_what_to_give(tmp_path: Path) -> None:
     asked = request(tmp_path, mlp(), job=replace(JOB, precisions=("int8",)))
-    with pytest.raises(VerificationFailed, match="int8 needs calibration data") as refused:
+    with pytest.raises(VerificationFailed, match="int8 needs real inputs") as refused:
         convert(asked, lambda event: None)
     assert "--data" in refused.value.next_step
 

@@ -14,6 +14,7 @@ from tritonclient.grpc import model_config_pb2
 
 from model_repo.ensembles import EnsembleStep, check_flow
 from model_repo.errors import ConfigError
+from model_repo.ragged import BatchInput, BatchOutput, check_ragged, read_batch_inputs, read_batch_outputs
 from model_repo.scheduling import DynamicBatching, QueuePolicy, bounded, read_batching, read_queue
 from model_repo.sequences import SequenceBatching, read_sequences
 from model_repo.settings_used import check_settings_used
@@ -60,6 +61,8 @@ class TensorSpec:
     dims: tuple[int, ...]
     reshape: tuple[int, ...] | None = None
     is_optional: bool = False
+    #: Requests of different sizes share a batch.
+    is_ragged: bool = False
     label_filename: str = ""
 
 
@@ -128,6 +131,8 @@ class ModelConfig:
     parameters: Mapping[str, str]
     model_filename: str
     message: Any
+    batch_inputs: tuple[BatchInput, ...] = ()
+    batch_outputs: tuple[BatchOutput, ...] = ()
 
 
 def parse_config(text: str, *, name: str) -> ModelConfig:
@@ -173,6 +178,10 @@ def check_config(message: Any) -> ModelConfig:
             if spec.is_optional or spec.reshape is not None:
                 raise ConfigError(f"'{spec.name}': optional and reshape have no effect on an ensemble's own tensors")
         check_flow(steps, [spec.name for spec in inputs], [spec.name for spec in outputs])
+    for spec in inputs:
+        if spec.is_ragged:
+            check_ragged(message, spec.name, spec.dims, platform, has_reshape=spec.reshape is not None)
+    names = [spec.name for spec in inputs]
     return ModelConfig(
         name=message.name,
         platform=platform,
@@ -191,6 +200,8 @@ def check_config(message: Any) -> ModelConfig:
         parameters={key: value.string_value for key, value in message.parameters.items()},
         model_filename=_filename("default_model_filename", message.default_model_filename) or default_file(platform),
         message=message,
+        batch_inputs=read_batch_inputs(message, names, platform),
+        batch_outputs=read_batch_outputs(message, names, [spec.name for spec in outputs], platform),
     )
 
 
@@ -263,6 +274,7 @@ def _tensor(field: str, message: Any) -> TensorSpec:
         dims=dims,
         reshape=reshape,
         is_optional=is_input and message.optional,
+        is_ragged=is_input and message.allow_ragged_batch,
         label_filename="" if is_input else _filename(f"{where}: label_filename", message.label_filename),
     )
 

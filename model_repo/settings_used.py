@@ -28,9 +28,13 @@ _USED: Final[dict[str, frozenset[str]]] = {
             "model_transaction_policy",
             "response_cache",
             "sequence_batching",
+            "batch_input",
+            "batch_output",
         }
     ),
-    "ModelInput": frozenset({"name", "data_type", "dims", "reshape", "optional"}),
+    "ModelInput": frozenset({"name", "data_type", "dims", "reshape", "optional", "allow_ragged_batch"}),
+    "BatchInput": frozenset({"kind", "target_name", "data_type", "source_input"}),
+    "BatchOutput": frozenset({"kind", "target_name", "source_input"}),
     "ModelOutput": frozenset({"name", "data_type", "dims", "reshape", "label_filename"}),
     "ModelDynamicBatching": frozenset(
         {

@@ -64,6 +64,7 @@ class Interface:
         self.output_positions = {spec.name: position for position, spec in enumerate(config.outputs)}
         self.is_fixed = all(-1 not in spec.dims and not spec.is_optional for spec in config.inputs)
         self._ports = {spec.name: _Port(spec) for spec in config.inputs}
+        self._ragged = frozenset(spec.name for spec in config.inputs if spec.is_ragged)
         self._required = frozenset(spec.name for spec in config.inputs if not spec.is_optional)
 
     def input_named(self, name: str) -> TensorSpec:
@@ -137,9 +138,10 @@ class Interface:
         return _translate(shape, port.dims, port.reshape, has_batch_axis=self.has_batch_axis)
 
     def _signature(self, feeds: dict[str, Array]) -> Any:
-        """Equal for requests whose arrays can be joined along the first axis."""
+        """Equal for requests that may share a batch: the same inputs, and of all but ragged ones the same shapes."""
         first = 1 if self.has_batch_axis else 0
-        return tuple((name, array.shape[first:]) for name, array in sorted(feeds.items()))
+        ragged = self._ragged
+        return tuple((name, None if name in ragged else array.shape[first:]) for name, array in sorted(feeds.items()))
 
     def outward(self, position: int, array: Array) -> Array:
         """An output as callers see it: the configured `dims` where the model returns `reshape`."""

@@ -21,6 +21,7 @@ from gateway.engine.python_instance import WINDOW
 from gateway.engine.python_model import PythonModel
 from gateway.engine.python_process import PythonLimits, PythonProcess
 from gateway.engine.queue_limits import QUEUE_REQUESTS_MAX, Levels, QueueLimits
+from gateway.engine.ragged import find_ragged
 from gateway.engine.residency import ResidentModel, ResidentPlace
 from gateway.engine.response_cache import ResponseCache
 from gateway.engine.runner import Runner, TensorRunner
@@ -140,7 +141,7 @@ async def load_file_version(source: Source, host: Host) -> Loaded:
         return runtime
 
     runtime = await host.loop.run_in_executor(host.pool, _resident(load, path, config, host))
-    runner = TensorRunner(runtime, source.interface, host.clock)
+    runner = TensorRunner(runtime, source.interface, host.clock, find_ragged(config, source.interface))
     short_rows = await host.loop.run_in_executor(host.pool, _prove, runtime, runner, source, host)
     slots = config.instances or host.threads
     place: Place = PoolPlace(host.batches, slots, short_rows)

@@ -10,6 +10,7 @@ import numpy as np
 
 from gateway.clock import Clock
 from gateway.engine.interface import Interface
+from gateway.engine.ragged import Ragged
 from gateway.engine.tensors import Array
 from gateway.engine.work import Feeds
 from gateway.errors import Code, TollwayError
@@ -53,19 +54,21 @@ class Runner(Protocol):
 
 
 class TensorRunner:
-    """Runs a batch as one tensor per input, the works' rows behind one another."""
+    """Runs a batch as one tensor per input, the works' rows behind one another, or as `ragged` joins them."""
 
-    def __init__(self, runtime: Runtime, interface: Interface, clock: Clock) -> None:
+    def __init__(self, runtime: Runtime, interface: Interface, clock: Clock, ragged: Ragged | None = None) -> None:
         self._runtime = runtime
+        self._ragged = ragged
         self._interface = interface
         self._now = clock.monotonic_ns
 
     def run(self, feeds: list[Feeds], rows: list[int]) -> Executed:
         now = self._now
         begun_ns = now()
-        if len(feeds) == 1:
+        ragged = self._ragged
+        if len(feeds) == 1 and ragged is None:
             return self._run_one(feeds[0], rows[0], begun_ns)
-        merged = _join(feeds)
+        merged = _join(feeds) if ragged is None else ragged.join(feeds)
         fed_ns = now()
         try:
             outputs = self._runtime.run(merged)
@@ -73,7 +76,7 @@ class TensorRunner:
             done_ns = now()
             return Executed([error] * len(feeds), fed_ns - begun_ns, done_ns - fed_ns, 0)
         done_ns = now()
-        results = self._split(outputs, rows)
+        results = self._split(outputs, rows) if ragged is None else ragged.split(outputs, feeds, rows)
         return Executed(results, fed_ns - begun_ns, done_ns - fed_ns, now() - done_ns)
 
     def _run_one(self, feeds: Feeds, rows: int, begun_ns: int) -> Executed:

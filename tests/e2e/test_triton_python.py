@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -99,6 +100,16 @@ SUMS: Final = """
             responses.append(answer(self.sums[corrid], json.dumps([start, end, corrid, request.correlation_id()])))
         return responses
 """
+#: y: how many requests came together; t: of what shape this one is. z may be left out.
+RAGGED: Final = """
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            z = pb_utils.get_input_tensor_by_name(request, "z")
+            responses.append(answer(len(requests), json.dumps([list(x.shape), z is None])))
+        return responses
+"""
 CONFIG: Final = """
 name: "{name}"
 backend: "python"
@@ -117,11 +128,17 @@ sequence_batching {
   control_input { name: "CORRID" control { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64 } }
 }
 """
+#: A batch leaves when two are together; the delay only bounds a failure.
+PAIRS: Final = """
+input { name: "z" data_type: TYPE_INT32 dims: [1] optional: true }
+dynamic_batching { preferred_batch_size: 2 max_queue_delay_microseconds: 20000000 }
+"""
 MODELS: Final = {
     "dec": (DECOUPLED, "model_transaction_policy { decoupled: true }"),
     "plain": (PLAIN, ""),
     "caller": (CALLER, ""),
     "sums": (SUMS, SEQUENCES),
+    "ragged": (RAGGED, PAIRS),
 }
 #: What is compared → why it differs: the first cell of a row of docs/triton-parity.md.
 DIFFERENT: Final = {
@@ -138,7 +155,10 @@ def write_models(root: Path) -> None:
         version = root / name / "1"
         version.mkdir(parents=True, exist_ok=True)
         (version / "model.py").write_text(HEAD + body)
-        (version.parent / "config.pbtxt").write_text(CONFIG.format(name=name) + extra)
+        config = CONFIG.format(name=name) + extra
+        if name == "ragged":
+            config = config.replace("TYPE_INT32 dims: [1] }", "TYPE_INT32 dims: [-1] allow_ragged_batch: true }", 1)
+        (version.parent / "config.pbtxt").write_text(config)
 
 
 class Side:
@@ -215,6 +235,22 @@ def infer(value: int, **parameters: Any) -> dict[str, Any]:
     return {"id": "i", "inputs": [tensor], "parameters": parameters}
 
 
+def pair(side: Side, *sizes: int, **more: Any) -> list[Any]:
+    """Answers to two requests of these sizes that run together."""
+    bodies = [
+        {
+            "inputs": [
+                {"name": "x", "datatype": "INT32", "shape": [1, size], "data": [5] * size},
+                *more.get("inputs", []),
+            ]
+        }
+        for size in sizes
+    ]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        return list(pool.map(lambda body: side.post("ragged/infer", body), bodies))
+
+
+Z: Final = {"name": "z", "datatype": "INT32", "shape": [1, 1], "data": [1]}
 EMPTY: Final = {"triton_enable_empty_final_response": True}
 CASES: Final[dict[str, Callable[[Side], Any]]] = {
     "plain infer": lambda side: side.post("plain/infer", infer(3, a=1, b="zwei", c=True)),
@@ -238,6 +274,9 @@ CASES: Final[dict[str, Callable[[Side], Any]]] = {
     "dec generate_stream error": lambda side: [
         event.get("error", event.get("y")) for event in side.post("dec/generate_stream", {"x": -3})[1]
     ],
+    "ragged batch": lambda side: pair(side, 1, 3),
+    "ragged batch of one size": lambda side: pair(side, 2, 2),
+    "optional input": lambda side: pair(side, 1, 2, inputs=[Z]),
     "no model": lambda side: side.post("none/generate_stream", {"x": 3})[0],
     "dec": lambda side: side.stream(message("dec", 3, "a")),
     "dec, end": lambda side: side.stream(message("dec", 2, "a", **EMPTY)),

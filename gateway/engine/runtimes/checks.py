@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from model_repo.config import ModelConfig, TensorSpec
 from model_repo.errors import RepositoryError
+from model_repo.ragged import BatchInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,24 +21,46 @@ class FileTensor:
     shape: tuple[int | None, ...]
 
 
-def check_tensors(config: ModelConfig, inputs: Sequence[FileTensor], outputs: Sequence[FileTensor]) -> None:
+def check_tensors(
+    config: ModelConfig,
+    inputs: Sequence[FileTensor],
+    outputs: Sequence[FileTensor],
+    defaults: Sequence[FileTensor] = (),
+) -> None:
     """Every input of the file is configured, every configured tensor is in the file, types and shapes agree.
+
+    `defaults`: inputs of the file that it has a value for, where a caller gives none.
 
     Raises:
         RepositoryError: names the tensor and both sides.
     """
+    made = {one.name: one for one in config.batch_inputs}
     configured = {spec.name for spec in config.inputs}
     real_inputs = {tensor.name: tensor for tensor in inputs}
     for name in real_inputs:
-        if name not in configured:
+        if name not in configured and name not in made:
             raise RepositoryError(f"input '{name}' of the model file is not configured")
+    may_be_missing = {tensor.name: tensor for tensor in defaults}
     for spec in config.inputs:
-        if spec.is_optional:
-            raise RepositoryError(f"input '{spec.name}': optional inputs are not served for this backend")
-        _check("input", spec, real_inputs.get(spec.name), config)
+        if spec.is_optional and spec.name not in may_be_missing:
+            reason = "the model file has no default for it, so every request must have it"
+            raise RepositoryError(f"input '{spec.name}': optional, but {reason}")
+        _check("input", spec, real_inputs.get(spec.name) or may_be_missing.get(spec.name), config)
+    for one in made.values():
+        _check_made(one, real_inputs.get(one.name))
     real_outputs = {tensor.name: tensor for tensor in outputs}
     for spec in config.outputs:
         _check("output", spec, real_outputs.get(spec.name), config)
+
+
+def _check_made(one: BatchInput, real: FileTensor | None) -> None:
+    where = f"batch_input '{one.name}'"
+    if real is None:
+        raise RepositoryError(f"{where} is not in the model file")
+    if real.datatype != one.datatype:
+        raise RepositoryError(f"{where}: configured as {one.datatype}, the model file has {real.datatype}")
+    if len(real.shape) != one.rank or real.shape[0] is not None:
+        raise RepositoryError(f"{where}: the model file must have {one.rank} axes, the first of variable size")
 
 
 def _check(kind: str, spec: TensorSpec, real: FileTensor | None, config: ModelConfig) -> None:
@@ -46,6 +69,11 @@ def _check(kind: str, spec: TensorSpec, real: FileTensor | None, config: ModelCo
         raise RepositoryError(f"{where} is not in the model file")
     if real.datatype != spec.datatype:
         raise RepositoryError(f"{where}: configured as {spec.datatype}, the model file has {real.datatype}")
+    if spec.is_ragged or (kind == "output" and any(one.name == spec.name for one in config.batch_outputs)):
+        # An output's rank may be left open by the file; its size is checked on each run.
+        if real.shape != (None,) and (kind == "input" or real.shape):
+            raise RepositoryError(f"{where}: ragged, so the model file must have one axis, of variable size")
+        return
     dims = spec.dims if spec.reshape is None else spec.reshape
     shape = real.shape
     has_batch_axis = config.batch_rows_max > 0

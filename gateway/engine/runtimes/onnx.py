@@ -151,7 +151,9 @@ def load_onnx(path: Path, config: ModelConfig, *, threads: int) -> OnnxRuntime:
         _LOG.error("model_unreadable model=%s reason=%s", config.name, str(error)[:500])
         raise RepositoryError(f"{path.name}: ONNX Runtime cannot load it: {first_line(error)}") from error
     check_providers(wanted, session.get_providers())
-    check_tensors(config, _file_tensors(session.get_inputs()), _file_tensors(session.get_outputs()))
+    # An initializer that is an input as well: the model's own value where a caller gives none.
+    defaults = _file_tensors(session.get_overridable_initializers())
+    check_tensors(config, _file_tensors(session.get_inputs()), _file_tensors(session.get_outputs()), defaults)
     return OnnxRuntime(session, config)
 
 

@@ -148,7 +148,7 @@ GOOD = config_text("m", [("x", "FP32", (2,))], [("y", "FP32", (2,))], rows_max=8
         (
             GOOD.replace('input { name: "x"', 'input { optional: true name: "x"'),
             {"1/model.onnx": identity_onnx("FP32", ("b", 2))},
-            "optional inputs are not served for this backend",
+            "optional, but the model file has no default for it",
         ),
         (
             GOOD.replace('output { name: "y"', 'output { label_filename: "labels" name: "y"'),

@@ -125,12 +125,11 @@ def test_warmup_samples() -> None:
         ("dynamic_batching { preserve_ordering: true }", "dynamic_batching.preserve_ordering"),
         ("instance_group { gpus: [ 0 ] kind: KIND_CPU }", "instance_group.gpus"),
         ("instance_group { kind: KIND_CPU host_policy: 'a' }", "instance_group.host_policy"),
-        ("batch_input { kind: BATCH_ELEMENT_COUNT }", "batch_input"),
         ("metric_tags { key: 'a' value: 'b' }", "metric_tags"),
         ("cc_model_filenames { key: '8.0' value: 'b' }", "cc_model_filenames"),
         ("runtime: 'x'", "runtime"),
         ("input { name: 'z' data_type: TYPE_FP32 dims: 1 format: FORMAT_NCHW }", "input.format"),
-        ("input { name: 'z' data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }", "input.allow_ragged_batch"),
+        ("input { name: 'z' data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }", "input 'z': allow_ragged_batch"),
         ("input { name: 'z' data_type: TYPE_FP32 dims: 1 is_shape_tensor: true }", "input.is_shape_tensor"),
     ],
 )

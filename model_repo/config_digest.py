@@ -22,7 +22,7 @@ _TUNABLE: Final = (
     "response_cache",
     "optimization",
 )
-_SHARED_BYTES_MAX: Final = 256 << 20
+SHARED_BYTES_MAX: Final = 256 << 20
 INITIAL_STATE: Final = "initial_state"
 
 
@@ -47,4 +47,4 @@ def config_sha256(config: ModelConfig, read: Callable[[str], bytes]) -> str:
 
 def folder_config_sha256(folder: ModelFolder, config: ModelConfig) -> str:
     """Of a model on disk. Raises: RepositoryError: a shared file is missing or too large."""
-    return config_sha256(config, lambda name: read_member(folder, *name.split("/"), bytes_max=_SHARED_BYTES_MAX))
+    return config_sha256(config, lambda name: read_member(folder, *name.split("/"), bytes_max=SHARED_BYTES_MAX))

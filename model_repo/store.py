@@ -7,22 +7,20 @@ crash between the two leaves a signature of a version that is not there, which t
 A version that is there is never written to again.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
 from model_repo.config import NAME, ModelConfig, parse_config
-from model_repo.config_digest import config_sha256, folder_config_sha256, shared_files
+from model_repo.config_digest import SHARED_BYTES_MAX, config_sha256, folder_config_sha256, shared_files
 from model_repo.disk import copy_tree, locked, new_staging, remove_folder, replace_file, sync, write_new
 from model_repo.errors import ConfigError, RepositoryError
 from model_repo.manifest import MANIFEST, check_files, file_sha256, read_manifest
 from model_repo.release import RELEASE, Release, read_release
 from model_repo.repository import ModelFolder, find_model, read_config, read_member
 from model_repo.signing import SigningKey, Statement
-
-_SHARED_BYTES_MAX: Final = 256 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,10 +162,7 @@ def change_release(root: Path, name: str, change: Callable[[Release], Release]) 
         RepositoryError: there is no such model, or the disk failed; whatever `change` raises.
     """
     try:
-        with locked(root):
-            folder = find_model(root, name)
-            if folder is None:
-                raise RepositoryError(f"model '{name[:140]}' is not in {root}")
+        with _locked(root, name) as folder:
             old = read_release(folder.path)
             new = replace(change(old), generation=old.generation + 1)
             replace_file(root, folder.path / RELEASE, new.to_bytes())
@@ -176,7 +171,7 @@ def change_release(root: Path, name: str, change: Callable[[Release], Release]) 
         raise RepositoryError(f"{root}: {error.strerror}") from error
 
 
-def remove_versions(root: Path, name: str, choose: Callable[[ModelFolder, Release], Collection[int]]) -> set[int]:
+def remove_versions(root: Path, name: str, choose: Callable[[tuple[int, ...], Release], Collection[int]]) -> set[int]:
     """Remove the versions that `choose` names, each at once, and what the release says of them. Blocks.
 
     `choose` is asked under the lock, so nothing becomes aliased or approved in between.
@@ -185,12 +180,9 @@ def remove_versions(root: Path, name: str, choose: Callable[[ModelFolder, Releas
         RepositoryError: there is no such model, the newest version is among them, or the disk failed.
     """
     try:
-        with locked(root):
-            folder = find_model(root, name)
-            if folder is None:
-                raise RepositoryError(f"model '{name[:140]}' is not in {root}")
+        with _locked(root, name) as folder:
             release = read_release(folder.path)
-            chosen = set(choose(folder, release)) & set(folder.versions)
+            chosen = set(choose(folder.versions, release)) & set(folder.versions)
             if not chosen:
                 return chosen
             if max(folder.versions) in chosen:
@@ -206,6 +198,18 @@ def remove_versions(root: Path, name: str, choose: Callable[[ModelFolder, Releas
         raise RepositoryError(f"{root}: {error.strerror}") from error
 
 
+@contextlib.contextmanager
+def _locked(root: Path, name: str) -> Iterator[ModelFolder]:
+    """A model that nobody else changes. Raises: RepositoryError: there is none."""
+    if find_model(root, name) is None:
+        raise RepositoryError(f"model '{name[:140]}' is not in {root}")
+    with locked(root):
+        folder = find_model(root, name)
+        if folder is None:
+            raise RepositoryError(f"model '{name[:140]}' is no longer in {root}")
+        yield folder
+
+
 def _is_same(version: Path, staged: Path) -> bool:
     path = version / MANIFEST
     return path.is_file() and not path.is_symlink() and path.read_bytes() == (staged / MANIFEST).read_bytes()
@@ -213,7 +217,7 @@ def _is_same(version: Path, staged: Path) -> bool:
 
 def _check_shared(folder: ModelFolder, staged: Staged) -> None:
     for path, data in staged.shared.items():
-        if read_member(folder, *path.split("/"), bytes_max=_SHARED_BYTES_MAX) != data:
+        if read_member(folder, *path.split("/"), bytes_max=SHARED_BYTES_MAX) != data:
             raise RepositoryError(f"{staged.name}: is published with another {path}; publish under another name")
 
 

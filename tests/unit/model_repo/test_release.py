@@ -140,13 +140,13 @@ def test_versions_go_whole_with_all_that_is_said_of_them_and_the_newest_never(tm
     for number in range(3):
         publish(root, "m", stage(tmp_path / f"s{number}", bytes([number])), config())
     change_release(root, "m", lambda release: release.with_alias("old", 1).with_alias("stable", 2))
-    assert remove_versions(root, "m", lambda folder, release: {1, 9}) == {1}
+    assert remove_versions(root, "m", lambda versions, release: {1, 9}) == {1}
     folder = find_model(root, "m")
     assert folder is not None
     assert folder.versions == (2, 3)
     assert read_release(root / "m").aliases == {"stable": 2}
     with pytest.raises(RepositoryError, match="newest version is never removed"):
-        remove_versions(root, "m", lambda folder, release: {3})
+        remove_versions(root, "m", lambda versions, release: {3})
     assert publish(root, "m", stage(tmp_path / "s9", b"9"), config()).version == 4
 
 
@@ -294,7 +294,7 @@ def _die_at(root: str, staged: str, key: str, step: int) -> None:
     path = Path(root)
     publish(path, "m", Path(staged), config(), signer=read_key(Path(key)))
     change_release(path, "m", lambda release: release.with_alias("stable", 2))
-    remove_versions(path, "m", lambda folder, release: {1})
+    remove_versions(path, "m", lambda versions, release: {1})
 
 
 def _check_world(root: Path, trusted: dict[str, bytes]) -> None:

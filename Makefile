@@ -6,7 +6,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 ARGS ?=
 DATA_PLANE_TESTS := $(addprefix tests/unit/,auth billing metering monitoring net quota routing wire) tests/unit/test_*.py tests/property
 
-.PHONY: help run models stop test test-long test-compiled check format compile bench bench-billing bench-engine bench-quick fuzz locks clean
+.PHONY: help run models stop test test-long test-compiled check format compile bench bench-billing bench-engine bench-converters bench-quick fuzz locks clean
 
 help:
 	@echo "make run [ARGS=--detach]  set up, build the showcase models, start, make real calls"
@@ -16,6 +16,7 @@ help:
 	@echo "make bench                side-by-side benchmark; report in loadtests/reports/"
 	@echo "make bench-engine         the engine against a raw loop and other model servers"
 	@echo "make bench-billing        what posting, prepaid funds and quota leases cost"
+	@echo "make bench-converters     the converters: seeded faults, networks and showcases against plain ONNX Runtime"
 	@echo "make compile              optional: compile the hot modules (needs a C compiler); workers then run those"
 	@echo "make test-long            200+ kills and other long suites, by hand"
 	@echo "make fuzz                 coverage-guided fuzzing of the parsers"
@@ -101,6 +102,9 @@ bench-engine: $(VENV)/.bench .venvs/triton/.done
 # PostgreSQL is measured where it is installed (Debian package postgresql).
 bench-billing: $(VENV)/.bench
 	@$(BIN)/python -m loadtests.billing_bench $(ARGS)
+
+bench-converters: $(VENV)/.bench models
+	@$(BIN)/python -m loadtests.converters_bench $(ARGS)
 
 bench-quick:
 	@$(MAKE) --no-print-directory bench ARGS=--quick

@@ -114,6 +114,16 @@ CREATE TABLE recognition_run (
   tenant TEXT NOT NULL, through_ns INTEGER NOT NULL, at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, through_ns));
 """
 
+#: What `billing.receipts.heads` keeps.
+_HEADS: Final = """
+CREATE TABLE tree_head (
+  tenant TEXT NOT NULL, size INTEGER NOT NULL, root TEXT NOT NULL, at_ns INTEGER NOT NULL, key_id TEXT NOT NULL,
+  signature TEXT NOT NULL, PRIMARY KEY (tenant, size));
+CREATE TRIGGER tree_head_grows BEFORE INSERT ON tree_head
+WHEN EXISTS (SELECT 1 FROM tree_head WHERE tenant = NEW.tenant AND size >= NEW.size)
+BEGIN SELECT RAISE(ABORT, 'tree_head: heads of a tenant only grow'); END;
+"""
+
 #: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (
@@ -133,6 +143,7 @@ STEPS: Final = (
     (2, _PAYMENTS, ("payment_attempt", "payment_result", "dunning_step")),
     (3, _CREDIT, ("credit_grant", "credit_burn", "coupon_redemption", "month_run")),
     (4, _RECOGNITION, ("contract", "recognition", "recognition_run")),
+    (5, _HEADS, ("tree_head",)),
 )
 
 

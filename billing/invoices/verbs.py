@@ -7,7 +7,9 @@ from billing import bookkeeping, credit_store, settlement
 from billing.invoices import commands, subscriptions
 from billing.invoices.desk import Verb
 from billing.payments import commands as payments
+from billing.receipts import heads
 from billing.recognition import commands as recognition
+from billing.wallets import commands as wallets
 
 
 def all_verbs() -> Mapping[str, Verb[Any]]:
@@ -20,4 +22,6 @@ def all_verbs() -> Mapping[str, Verb[Any]]:
         **settlement.VERBS,
         **bookkeeping.VERBS,
         **recognition.VERBS,
+        **wallets.VERBS,
+        **heads.VERBS,
     }

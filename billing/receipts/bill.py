@@ -53,13 +53,25 @@ class BillProof(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     signature: str = ""
 
 
-def make_proof(db: sqlite3.Connection, document: Document, signer: Signer, now_ns: int) -> BillProof:
-    """The proof of a finalized invoice. Raises LedgerError: no invoice with a cut, too many calls, old leaves."""
+def make_proof(  # noqa: PLR0917 - what a proof is made of
+    db: sqlite3.Connection,
+    document: Document,
+    signer: Signer,
+    now_ns: int,
+    head: Head | None = None,
+    calls_max: int = CALLS_MAX,
+) -> BillProof:
+    """The proof of a finalized invoice under `head`, which the signer signed, or a head made for it.
+
+    Raises LedgerError: no invoice with a cut, more than `calls_max` calls, old leaves.
+    """
     if document.cut is None or not document.number:
         raise LedgerError(f"{document.number or document.document_id}: only a finalized invoice over usage has a proof")
     transactions = tenant_transactions(db, document.tenant)
-    if sum(one.event_count for one in transactions) > CALLS_MAX:
-        raise LedgerError(f"{document.tenant}: has more than {CALLS_MAX} calls, too many for one proof")
+    if head is not None:
+        transactions = transactions[: head.size]
+    if sum(one.event_count for one in transactions) > calls_max:
+        raise LedgerError(f"{document.tenant}: has more than {calls_max} calls, too many for one proof here")
     if any(one.leaf_version != LEAF_VERSION for one in transactions):
         raise LedgerError(f"{document.tenant}: has calls of a release whose leaves have no receipts")
     proven = []
@@ -73,9 +85,8 @@ def make_proof(db: sqlite3.Connection, document: Document, signer: Signer, now_n
             )
         )
     books = tuple(str(text) for (text,) in db.execute("SELECT json FROM price_book ORDER BY version"))
-    unsigned = BillProof(
-        head=head_of(document.tenant, transactions, signer, now_ns), prices=books, transactions=tuple(proven)
-    )
+    head = head or head_of(document.tenant, transactions, signer, now_ns)
+    unsigned = BillProof(head=head, prices=books, transactions=tuple(proven))
     return msgspec.structs.replace(unsigned, signature=signer.sign(_statement(document, unsigned)).hex())
 
 

@@ -14,8 +14,9 @@ from billing.ledger.rules import TX_USAGE
 from billing.ledger.stored import read_events
 from billing.ledger.views import find_events
 from billing.packed import Packer
+from billing.receipts.heads import sign_head
 from billing.receipts.keys import Signer
-from billing.receipts.receipt import Head, Receipt, head_message, transaction_leaf
+from billing.receipts.receipt import Head, Receipt, transaction_leaf
 
 
 class UsageTransaction(NamedTuple):
@@ -34,15 +35,23 @@ def make_head(db: sqlite3.Connection, tenant: str, signer: Signer, now_ns: int) 
 
 
 def make_receipt(db: sqlite3.Connection, tenant: str, call_id: bytes, signer: Signer, now_ns: int) -> Receipt | None:
-    """The receipt of a posted call of `tenant`; None when there is no such call.
+    """The receipt of a posted call of `tenant` under a head made for it; None when there is no such call.
 
     Raises LedgerError for a call posted by a release whose leaves are single records.
     """
+    return receipt_under(db, make_head(db, tenant, signer, now_ns), call_id)
+
+
+def receipt_under(db: sqlite3.Connection, head: Head, call_id: bytes) -> Receipt | None:
+    """The receipt of a call that lies under `head`; None when there is no such call. Raises LedgerError, as above."""
+    tenant = head.tenant
     event = next((one for one in find_events(db, call_id) if one.served.tenant == tenant), None)
     if event is None:
         return None
-    transactions = tenant_transactions(db, tenant)
-    tx_index = next(index for index, one in enumerate(transactions) if one.tx_id == event.tx_id)
+    transactions = tenant_transactions(db, tenant)[: head.size]
+    tx_index = next((index for index, one in enumerate(transactions) if one.tx_id == event.tx_id), None)
+    if tx_index is None:
+        return None
     tx = transactions[tx_index]
     if tx.leaf_version != LEAF_VERSION:
         raise LedgerError(f"tx {tx.tx_id}: has leaves of version {tx.leaf_version}, for which there are no receipts")
@@ -53,7 +62,7 @@ def make_receipt(db: sqlite3.Connection, tenant: str, call_id: bytes, signer: Si
     leaves = _leaves(transactions)
     return Receipt(
         call_id=call_id.hex(),
-        head=_head(tenant, leaves, signer, now_ns),
+        head=head,
         tx_id=tx.tx_id,
         event_count=tx.event_count,
         tx_index=tx_index,
@@ -78,15 +87,28 @@ def tenant_leaves(db: sqlite3.Connection, tenant: str) -> list[bytes]:
 
 
 def _head(tenant: str, leaves: Sequence[bytes], signer: Signer, now_ns: int) -> Head:
-    head = Head(tenant=tenant, size=len(leaves), root=root_of(leaves).hex(), at_ns=now_ns, key_id=signer.key_id)
-    signature = signer.sign(head_message(head)).hex()
-    return Head(tenant=tenant, size=head.size, root=head.root, at_ns=now_ns, key_id=signer.key_id, signature=signature)
+    return sign_head(tenant, len(leaves), root_of(leaves), signer, now_ns)
 
 
 def tenant_transactions(db: sqlite3.Connection, tenant: str) -> list[UsageTransaction]:
     """The tenant's usage transactions, oldest first."""
     rows = db.execute(_SELECT, (tenant, TX_USAGE))
     return [UsageTransaction._make((*row[:4], bytes(row[4]))) for row in rows]
+
+
+def tree_size(db: sqlite3.Connection, tenant: str) -> int:
+    """Leaves of the tenant's tree now."""
+    (size,) = db.execute(_COUNT, (tenant, TX_USAGE)).fetchone()
+    return int(size)
+
+
+def new_leaves(db: sqlite3.Connection, after_tx_id: int, limit: int) -> list[tuple[int, str, bytes]]:
+    """(tx_id, tenant, leaf hash) of up to `limit` usage transactions after one, of every tenant, in posting order."""
+    rows = db.execute(_SELECT_NEW, (after_tx_id, TX_USAGE, limit))
+    return [
+        (tx_id, tenant, transaction_leaf(tx_id, event_count, leaf_version, bytes(root)))
+        for tx_id, tenant, event_count, leaf_version, root in rows
+    ]
 
 
 def _leaves(transactions: Sequence[UsageTransaction]) -> list[bytes]:
@@ -101,4 +123,13 @@ _SELECT: Final = """
 SELECT j.tx_id, j.first_event_id, j.event_count, j.leaf_version, j.merkle_root
 FROM journal_tx j JOIN tenant t ON t.tenant_id = j.tenant_id JOIN seal s ON s.tx_id = j.tx_id
 WHERE t.name = ? AND j.kind = ? ORDER BY j.tx_id
+"""
+_COUNT: Final = """
+SELECT COUNT(*) FROM journal_tx j JOIN tenant t ON t.tenant_id = j.tenant_id JOIN seal s ON s.tx_id = j.tx_id
+WHERE t.name = ? AND j.kind = ?
+"""
+_SELECT_NEW: Final = """
+SELECT j.tx_id, t.name, j.event_count, j.leaf_version, j.merkle_root
+FROM journal_tx j JOIN tenant t ON t.tenant_id = j.tenant_id JOIN seal s ON s.tx_id = j.tx_id
+WHERE j.tx_id > ? AND j.kind = ? ORDER BY j.tx_id LIMIT ?
 """

@@ -45,9 +45,10 @@ class Api:
     def post(self, path: str, body: object = None) -> Any:
         return self._send("POST", path, json={} if body is None else body)
 
-    def get_bytes(self, path: str) -> bytes:
-        """The body of something that is no JSON, such as a PDF."""
-        response = self._request("GET", path)
+    def get_bytes(self, path: str, query: Query | None = None) -> bytes:
+        """The body as it came: a PDF, or JSON whose bytes matter."""
+        wanted = {name: value for name, value in (query or {}).items() if value is not None}
+        response = self._request("GET", path, params=wanted)
         if not response.is_success:
             self._read(response)
         return response.content

@@ -22,6 +22,7 @@ from gateway.control import (
     routes_policy,
     routes_pricing,
     routes_psp,
+    routes_receipts,
     routes_reports,
     routes_system,
     routes_webhooks,
@@ -72,6 +73,8 @@ def build_app(registry: Registry, data_dir: Path) -> FastAPI:
         routes_psp.router,
         routes_webhooks.router,
         routes_me.router,
+        routes_receipts.router,
+        routes_receipts.mine,
     ):
         app.include_router(router)
     for kind, handler in (

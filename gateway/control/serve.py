@@ -27,6 +27,8 @@ from gateway.control.guard import App, local_guard, token_guard
 from gateway.control.me_guard import Callers, me_guard, nothing_else
 from gateway.control.money import Money
 from gateway.control.policy import Publisher
+from gateway.control.receipts import ROUND_S as HEADS_ROUND_S
+from gateway.control.receipts import HeadRounds
 from gateway.control.recognising import ROUND_S as RECOGNITION_ROUND_S
 from gateway.control.recognising import Recognition
 from gateway.control.start import Control
@@ -81,6 +83,7 @@ async def serve(
     webhooks = WebhookRunner(money, control.registry)
     recognition = Recognition(money, control.registry)
     equality = EqualityJob(money, control.registry)
+    heads = HeadRounds(money, control.registry, data_dir)
     app = cast(App, application)
     callers = Callers(data_dir, control.publisher)
     failures = control.failures
@@ -105,6 +108,7 @@ async def serve(
             tasks.create_task(_rounds(billing.tick, ROUND_S), name="billing-clock"),
             tasks.create_task(_rounds(recognition.tick, RECOGNITION_ROUND_S), name="recognition"),
             tasks.create_task(_rounds(equality.tick, EQUALITY_ROUND_S), name="equality"),
+            tasks.create_task(_rounds(heads.tick, HEADS_ROUND_S), name="heads"),
             tasks.create_task(_rounds(webhooks.tick, WEBHOOK_ROUND_S), name="webhooks"),
         ]
         for listener, _ in listeners.values():

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -177,6 +178,37 @@ def test_usage_ledger_and_reconcile_tell_what_the_meter_posted(control: ControlP
     assert told(control, "ledger", "entries", "--call", call_id) == told(control, "ledger", "call", call_id)["entries"]
     for words in (("usage",), ("ledger", "trial-balance"), ("ledger", "entries"), ("ledger", "call", call_id)):
         assert "0.00" in tollway(control, *words).stdout
+
+
+def test_receipts_are_published_given_and_compared_over_the_api(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="tw") as folder, ControlProcess(Path(folder) / "d") as control:
+        assert control.wait_ready()
+        with MeterProcess(control.data_dir) as meter:
+            assert meter.wait_ready()
+            write_dead_epoch(control.data_dir / "usage", marked([call(n) for n in (1, 2, 3)]))
+            assert told(control, "reconcile")["posted"] == 3
+            held = tollway(control, "receipts", "show", str(UUID(bytes=call(2).call_id)), "--tenant", "acme")
+            assert held.exit_code == 0, held.output
+            head = json.loads(tollway(control, "receipts", "head", "--tenant", "acme").stdout)
+            assert json.loads(held.stdout)["head"] == head
+            assert told(control, "receipts", "heads", "--tenant", "acme") == [head]
+            keys = json.loads(tollway(control, "receipts", "keys").stdout)
+            rotated = tollway(control, "receipts", "rotate-key").stdout.strip()
+            write_dead_epoch(control.data_dir / "usage", marked([call(n) for n in (4, 5)]), epoch=2)
+            assert told(control, "reconcile")["posted"] == 5
+            newer = tollway(control, "receipts", "consistency", "--tenant", "acme", "--first", "1")
+            assert newer.exit_code == 0, newer.output
+            assert rotated in json.loads(tollway(control, "receipts", "keys").stdout)
+            (tmp_path / "held.json").write_text(held.stdout)
+            (tmp_path / "newer.json").write_text(newer.stdout)
+            keys |= json.loads(tollway(control, "receipts", "keys").stdout)
+            trusted = [word for key in keys.values() for word in ("--public-key", key)]
+            compared = [str(tmp_path / "held.json"), str(tmp_path / "newer.json")]
+            assert tollway(control, "receipts", "verify", compared[0], *trusted).exit_code == 0
+            assert tollway(control, "receipts", "compare", *compared, *trusted).exit_code == 0
+            assert tollway(control, "receipts", "compare", *reversed(compared), *trusted).exit_code == 1
+            assert tollway(control, "receipts", "show", "0" * 32, "--tenant", "acme").exit_code == 1
+            assert meter.stop() == 0
 
 
 def test_reconcile_ends_with_1_when_something_is_not_posted(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""Owns `python -m converters convert`: a JSON request on standard input, JSON lines out (docs/converters.md).
+"""Owns `python -m converters convert` and `toolchain`: a JSON request on standard input, JSON lines out
+(docs/converters.md).
 
 `child` is the same program behind its limits; it is started by the former and by nothing else.
 """
@@ -20,10 +21,11 @@ def main() -> int:
         return main_child()
     if verb == "selftest":
         return _selftest()
-    if verb != "convert":
-        sys.stderr.write("usage: python -m converters convert < request.json, or: python -m converters selftest\n")
+    if verb not in {"convert", "toolchain"}:
+        usage = "usage: python -m converters convert|toolchain < request.json, or: python -m converters selftest\n"
+        sys.stderr.write(usage)
         return 2
-    return _convert()
+    return _answer(_run if verb == "convert" else _toolchain)
 
 
 def _emit(event: Mapping[str, Any]) -> None:
@@ -40,9 +42,9 @@ def _selftest() -> int:
     return 1 if value["caught"] < len(value["faults"]) or value["false_alarms"] else 0
 
 
-def _convert() -> int:
+def _answer(run: Callable[[Mapping[str, Any], Callable[[Mapping[str, Any]], None]], dict[str, Any]]) -> int:
     try:
-        _emit({"ev": "result", "value": _run(json.loads(sys.stdin.buffer.read()), _emit)})
+        _emit({"ev": "result", "value": run(json.loads(sys.stdin.buffer.read()), _emit)})
     except ConvertError as error:
         _emit(
             {
@@ -55,6 +57,12 @@ def _convert() -> int:
         )
         return error.exit_code
     return 0
+
+
+def _toolchain(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    from converters.toolchains.serve import serve
+
+    return serve(value, emit)
 
 
 def _run(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:

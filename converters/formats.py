@@ -63,6 +63,10 @@ def _file_format(path: Path, framework: str) -> str:
         return "torch_weights"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < SOURCE_BYTES_MAX and len(head) > 9:
         return _of_framework(_BY_CODE, framework, "weights")
+    if head.startswith((b"tree\n", b"tree\r\n")):
+        return "lightgbm"
+    if path.suffix in {".json", ".ubj"} and b"learner" in head[:64]:
+        return "xgboost"
     if path.suffix == ".py":
         _check_code(path)
         return _of_framework(_CODE_ALONE, framework, "code")

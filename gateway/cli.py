@@ -17,8 +17,10 @@ GROUPS: Final = {
     "billing": ("gateway.commands.billing", "Seller, billing accounts, items and subscriptions."),
     "finance": ("gateway.commands.finance", "Deferred revenue, ageing, margin."),
     "invoices": ("gateway.commands.invoices", "Drafts, invoices, credit notes, payments and refunds."),
+    "wallet": ("gateway.commands.wallet", "Wallets of prepaid plans: top-ups, refunds, low balance."),
     "ledger": ("gateway.commands.ledger", "Trial balance and entries of the revenue ledger."),
     "receipts": ("gateway.commands.receipts", "Signed proofs that calls are in the books."),
+    "convert": ("gateway.commands.convert", "Convert a model, verified and measured, into a repository; toolchains."),
     "admin": ("gateway.commands.admin", "The admin token."),
 }
 VERBS: Final = {
@@ -27,7 +29,6 @@ VERBS: Final = {
     "doctor": ("gateway.commands.doctor", "Check this machine and these settings; say what to do."),
     "demo": ("gateway.commands.demo", "Start, make real calls, show the charge and the ledger entry."),
     "call": ("gateway.commands.call", "Call a model with an image, text, a file or JSON."),
-    "convert": ("gateway.commands.convert", "Convert a model file, verified and measured, into a repository."),
     "usage": ("gateway.commands.usage", "Calls, rows and charges by day, model, key or tenant."),
     "rerate": ("gateway.commands.rerate", "Price recorded calls again and show the differences; posts nothing."),
     "verify-bill": ("gateway.commands.verify_bill", "Check an invoice against its proof, offline."),

@@ -14,6 +14,8 @@ from typing import Any
 #: Format → module with `open_source(asked)`.
 OPENERS = {
     "skops": "converters.importers.sklearn_models",
+    "xgboost": "converters.importers.xgboost_models",
+    "lightgbm": "converters.importers.lightgbm_models",
     "pt2": "converters.importers.torch_models",
     "torchscript": "converters.importers.torch_models",
     "torch_weights": "converters.importers.torch_models",

@@ -17,6 +17,7 @@ from converters.errors import UnsafeModel, UsageFault
 from converters.importers.exchange import Array, Feeds
 from converters.importers.graphs import keep_outputs
 from converters.importers.protocol import Asked, Export
+from converters.importers.sklearn_trees import follow_missing, histogram_model, splits
 from converters.importers.thresholds import threshold_rows
 
 INPUT: Final = "input"
@@ -79,7 +80,13 @@ class SklearnSource:
         # Classifiers without probabilities have no such option: they give no map.
         options = {id(model): {"zipmap": False}} if "probabilities" in self._outputs() else None
         types = [(INPUT, FloatTensorType([None, self._width]))]
+        if hasattr(self._model, "_predictors"):
+            onnx.save_model(histogram_model(self._model, self._kind, self._width, self._classes), str(path))
+            return Export(
+                method="the histogram trees as one operator", classes=self._class_names(), extra=self._extra()
+            )
         made = skl2onnx.to_onnx(model, initial_types=types, target_opset=_OPSETS, options=options)
+        notes = follow_missing(made, self._model)
         keep_outputs(made, dict(zip((one.name for one in made.graph.output), self._outputs(), strict=False)))
         made.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
         for output in made.graph.output:
@@ -87,9 +94,13 @@ class SklearnSource:
         onnx.save_model(made, str(path))
         return Export(
             method="skl2onnx, labels and probabilities as tensors",
-            classes=() if self._names is None else tuple(str(name) for name in self._names),
+            notes=notes,
+            classes=self._class_names(),
             extra=self._extra(),
         )
+
+    def _class_names(self) -> tuple[str, ...]:
+        return () if self._names is None else tuple(str(name) for name in self._names)
 
     def _outputs(self) -> tuple[str, ...]:
         if self._kind == "classifier":
@@ -97,7 +108,7 @@ class SklearnSource:
         return {"regressor": ("prediction",), "clusterer": ("label",), "transformer": ("output",)}[self._kind]
 
     def _extra(self) -> tuple[Feeds, ...]:
-        features, thresholds = _splits(self._model)
+        features, thresholds = splits(self._model)
         rows = threshold_rows(features, thresholds, self._width)
         return ({INPUT: rows},) if len(rows) else ()
 
@@ -135,17 +146,3 @@ def _with_numbers(model: Any, count: int) -> Any:
     last = numbered.steps[-1][1] if hasattr(numbered, "steps") else numbered
     last.classes_ = np.arange(count, dtype=np.int64)
     return numbered
-
-
-def _splits(model: Any) -> tuple[list[int], list[float]]:
-    """Features and values of the splits of a tree or a forest that sees the input as it is."""
-    trees = [model] if hasattr(model, "tree_") else list(np.ravel(getattr(model, "estimators_", [])))
-    features: list[int] = []
-    thresholds: list[float] = []
-    for tree in trees:
-        inner = getattr(tree, "tree_", None)
-        if inner is not None:
-            is_split = inner.feature >= 0
-            features += inner.feature[is_split].tolist()
-            thresholds += inner.threshold[is_split].tolist()
-    return features, thresholds

@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import torch
 
 from converters.errors import ConvertError, ToolFailed, UnsafeModel, VerificationFailed
 from converters.importers.code import Code, examples, name_outputs
@@ -35,6 +34,8 @@ _GUARD: Final = ("Constraints violated", "specialized", "specialization", "not a
 
 def open_source(asked: Asked) -> "TorchSource":
     """Raises: UnsafeModel: a pickle of more than weights, or a script that touches files; UsageFault."""
+    import torch
+
     torch.set_num_threads(os.cpu_count() or 1)
     torch.manual_seed(0)
     if asked.format == "pt2":
@@ -48,7 +49,9 @@ def open_source(asked: Asked) -> "TorchSource":
     return TorchSource(code.build(weights), code.inputs, code.outputs, code.example(), asked.format)
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def _read_weights(path: Path) -> dict[str, Any]:
+    import torch
+
     with path.open("rb") as file:
         head = file.read(2)
         if head in {b"PK", b"\x80\x02"}:
@@ -61,7 +64,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         return weights
     from safetensors.torch import load_file
 
-    loaded: dict[str, torch.Tensor] = load_file(str(path))
+    loaded: dict[str, Any] = load_file(str(path))
     return loaded
 
 
@@ -77,6 +80,8 @@ def _check_script(path: Path) -> None:
 
 
 def _open_program(asked: Asked) -> "TorchSource":
+    import torch
+
     _check_program(asked.source)
     program = torch.export.load(str(asked.source))
     inputs = _program_inputs(program)
@@ -99,6 +104,8 @@ def _check_program(path: Path) -> None:
 
 
 def _program_inputs(program: Any) -> tuple[Input, ...]:
+    import torch
+
     names = {np.float32: "FP32", np.float64: "FP64", np.float16: "FP16", np.int64: "INT64", np.int32: "INT32",
              np.bool_: "BOOL", np.int8: "INT8", np.uint8: "UINT8"}  # fmt: skip
     nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
@@ -137,6 +144,8 @@ class TorchSource:
         return {name: importlib.metadata.version(name) for name in ("torch", "onnx", "onnxscript")}
 
     def answer(self, feeds: Feeds) -> dict[str, Array]:
+        import torch
+
         tensors = [torch.from_numpy(np.array(feeds[one.name])) for one in self._inputs]
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -164,6 +173,8 @@ class TorchSource:
             raise ToolFailed("export", text, next_step="let the module use all of its inputs")
 
     def _write(self, path: Path) -> tuple[str, tuple[str, ...]]:
+        import torch
+
         if self._program is not None:
             torch.onnx.export(self._program, f=str(path), dynamo=True, external_data=False, opset_version=OPSET)
             return "torch.onnx of the exported program", self._fixed_note()
@@ -185,10 +196,14 @@ class TorchSource:
         fixed = [one.name for one in self._inputs if one.shape and isinstance(one.shape[0], int)]
         return (f"the program itself fixes the first axis of {', '.join(fixed)}",) if fixed else ()
 
-    def _arguments(self) -> tuple[torch.Tensor, ...]:
+    def _arguments(self) -> tuple[Any, ...]:
+        import torch
+
         return tuple(torch.from_numpy(np.array(self._example[one.name])) for one in self._inputs)
 
     def _by_dynamo(self, path: Path) -> None:
+        import torch
+
         dims: dict[str, Any] = {}
         shapes = tuple(
             {
@@ -215,6 +230,8 @@ class TorchSource:
         )
 
     def _trace(self, path: Path) -> None:
+        import torch
+
         axes = {
             one.name: {axis: size for axis, size in enumerate(one.shape) if isinstance(size, str)}
             for one in self._inputs

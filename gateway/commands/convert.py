@@ -1,23 +1,26 @@
 """Owns `tollway convert`: a model file to a verified version in a repository. The work is done by a child process."""
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gateway.commands.convert_run import FirstWordGroup, run_converters
+from gateway.commands.convert_toolchain import Toolchains
+from gateway.commands.convert_toolchain import app as toolchain_app
 from gateway.commands.output import print_json, print_table
 
+app = typer.Typer(cls=FirstWordGroup, help="Convert a model, verified and measured, into a repository.")
+app.add_typer(toolchain_app, name="toolchain")
+NAMES_BYTES_MAX = 1 << 20
 _COLUMNS = ("variant", "result", "ms", "rows/s", "bytes", "why")
 
 
+@app.command("model")
 def convert(
-    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    model: Annotated[Path, typer.Argument(help="A model file or folder: ONNX, or of a framework's toolchain.")],
     *,
     name: Annotated[str, typer.Option(help="Name of the model in the repository.")],
     repository: Annotated[Path, typer.Option(help="Model repository in Triton's layout.")] = Path("model_repository"),
@@ -31,6 +34,18 @@ def convert(
     threads: Annotated[int, typer.Option(help="Threads of one run.")] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds of measurement.")] = 9,
     seed: Annotated[int, typer.Option(help="Of generated inputs and of the split of the data.")] = 0,
+    labels: Annotated[str, typer.Option(help="Array of --data with a label a row: classes, or wanted outputs.")] = "",
+    label_output: Annotated[str, typer.Option(help="The output that labels and class names are of.")] = "",
+    metric_drop: Annotated[float, typer.Option(help="How much of the task metric may be lost, as a share.")] = 0.01,
+    class_names: Annotated[
+        Path | None, typer.Option(help="Text file, a class a line: labels.txt of the model.")
+    ] = None,
+    framework: Annotated[str, typer.Option("--from", help="Framework of weights or code; torch if not given.")] = "",
+    code: Annotated[Path | None, typer.Option(help="Python file that builds the model around the weights.")] = None,
+    model_input: Annotated[
+        list[str] | None, typer.Option("--input", help="Of a source that does not say: NAME=TYPE[AXIS,AXIS].")
+    ] = None,
+    toolchains: Toolchains = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the reports; NAME-conversion if not given.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder of finished conversions.")] = Path(".tollway-convert-cache"),
     memory_bytes: Annotated[int, typer.Option(help="Address space of the child.", min=1 << 28)] = 8 << 30,
@@ -47,6 +62,10 @@ def convert(
         "out": str(folder),
         "dims": dim or [],
         "budgets": budget or [],
+        "framework": framework,
+        "code": str(code) if code is not None else "",
+        "inputs": model_input or [],
+        "toolchains": str(toolchains) if toolchains is not None else "",
         "limits": {"memory_bytes_max": memory_bytes, "time_s_max": time_s},
         "job": {
             "name": name,
@@ -57,50 +76,29 @@ def convert(
             "threads": threads,
             "rounds": rounds,
             "seed": seed,
+            "labels": labels,
+            "label_output": label_output,
+            "metric_drop": metric_drop,
+            "class_names": _read_names(class_names),
         },
     }
-    answer = _run_with_bar(request) if Console(stderr=True).is_terminal else _run(request, lambda event: None)
+    answer = run_converters("convert", request)
     _print(answer, folder, as_json=as_json)
     if answer["ev"] == "error":
         raise typer.Exit(answer["exit_code"])
 
 
-def _run_with_bar(request: Mapping[str, Any]) -> Mapping[str, Any]:
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("start", total=None)
-
-        def show(event: Mapping[str, Any]) -> None:
-            if event["ev"] == "progress":
-                bar.update(task, description=event["step"], completed=event["done"], total=event["total"])
-
-        return _run(request, show)
-
-
-def _run(request: Mapping[str, Any], on_event: Callable[[Mapping[str, Any]], None]) -> Mapping[str, Any]:
-    """The last event, `result` or `error`."""
-    # -P: a folder called converters where the user stands must not be taken for ours.
-    command = [sys.executable, "-P", "-m", "converters", "convert"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        if process.stdin is None or process.stdout is None:
-            raise typer.Exit(6)
-        process.stdin.write(json.dumps(request))
-        process.stdin.close()
-        for line in process.stdout:
-            event: Mapping[str, Any] = json.loads(line)
-            if event["ev"] in {"result", "error"}:
-                return event
-            on_event(event)
-            if event["ev"] == "log":
-                typer.echo(event["text"], err=True)
-    code = process.returncode
-    return {
-        "ev": "error",
-        "rule": "child",
-        "message": f"the conversion ended with {code} and no result",
-        "next_step": "see the messages above",
-        "exit_code": 6,
-    }
+def _read_names(path: Path | None) -> list[str]:
+    """Exit 2: no text file of a bearable size."""
+    if path is None:
+        return []
+    try:
+        if path.stat().st_size > NAMES_BYTES_MAX:
+            raise ValueError(f"more than {NAMES_BYTES_MAX} bytes")
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        typer.echo(f"--class-names {path}: {getattr(error, 'strerror', None) or error}", err=True)
+        raise typer.Exit(2) from error
 
 
 def _print(answer: Mapping[str, Any], out: Path, *, as_json: bool) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.errors import SettingsError
+from gateway.quota_address import parse_quota_address
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -109,6 +110,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     #: Further backends, tried in order before the embedded engine.
     backends: tuple[Backend, ...] = ()
     price_book: Path | None = None
+    #: Where limits are decided: this machine's owner process, or a Redis or Valkey that several machines share.
     quota_store: str = "memory://"
     #: Where the money is: `sqlite://` (the data directory's ledger.db) or `postgresql://USER@HOST/DATABASE`.
     ledger: str = "sqlite://"
@@ -143,6 +145,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     @property
     def quota_socket(self) -> Path:
         return self.run_dir / "quota.sock"
+
+    @property
+    def quota_status_socket(self) -> Path:
+        """Where the quota owner says how it stands with the store that hosts share."""
+        return self.run_dir / "quota-status.sock"
 
     @property
     def funds_socket(self) -> Path:
@@ -251,8 +258,8 @@ def _check(settings: Settings) -> None:
             raise SettingsError(
                 f"trusted_model_keys: {key[:60]!r} is no public key such as `tollway models keygen` prints"
             )
-    if settings.quota_store != "memory://":
-        raise SettingsError(f"quota_store = {settings.quota_store!r}: only memory:// exists so far")
+    if parse_quota_address(settings.quota_store) is not None and not settings.require_key:
+        raise SettingsError("quota_store: without keys (require_key = false) there are no limits to decide anywhere")
     if settings.ledger != "sqlite://" and not settings.ledger.startswith(("postgresql://", "postgres://")):
         # Without its text: a database's address may hold a password.
         raise SettingsError("ledger: use sqlite:// or postgresql://USER@HOST/DATABASE")

@@ -204,6 +204,7 @@ class Supervisor:
                     *meter_socket,
                     "--data-dir", data_dir,
                     "--workers", str(settings.workers),
+                    "--settings", settings_file,
                     "--ready-fd", str(fd),
                 ),
             )  # fmt: skip

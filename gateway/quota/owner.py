@@ -25,7 +25,7 @@ from gateway.snapshot import Plan, Tenant
 #: How long a caller is told to wait when limits cannot be decided.
 UNAVAILABLE_RETRY_MS: Final = 1000
 #: What becomes free by itself when a plan has no rate: effectively never.
-_FOREVER_NS: Final = UNLIMITED
+FOREVER_NS: Final = UNLIMITED
 
 
 class Parked(Enum):
@@ -35,6 +35,9 @@ class Parked(Enum):
     POLICY = "the worker knows another policy than the owner"
     RECOUNT = "the meter has not been asked yet"
     RECALL = "another worker holds spare calls or slots"
+    #: Only of a `SharedOwner`.
+    STORE = "the store that several hosts share is being asked"
+    HOSTS = "other hosts have not told yet what they hold"
 
 
 class WorkerState:
@@ -125,14 +128,13 @@ class Owner:
 
         Raises ProtocolError for numbers that no worker of ours sends.
         """
-        if not (0 <= ask.slots_need <= ask.need <= NEED_MAX and ask.spare >= 0 and ask.spare_slots >= 0):
-            raise ProtocolError(f"an ask of {ask.need} calls is not possible")
+        check_ask(ask)
         allowance = self._allowance(ask.tenant)
         parked = self._parked(allowance, ask)
         if parked is not None and not is_final:
             return parked
         if allowance is None or parked in (Parked.SETTLING, Parked.RECOUNT):
-            return _refuse(ask.tenant)
+            return refuse(ask.tenant)
         now = self._now()
         wanted = Wanted(ask.need, ask.slots_need, ask.spare, ask.spare_slots)
         if not is_final and self._has_reason_to_recall(worker, ask.tenant, allowance, now, wanted):
@@ -154,7 +156,7 @@ class Owner:
                 return Parked.RECOUNT
         return None
 
-    def is_policy_unclear(self, ask: Ask) -> bool:
+    def is_policy_unclear(self, worker: WorkerState, ask: Ask) -> bool:
         """Whether `ask` waits for a policy that the owner does not know."""
         return self._parked(self._allowance(ask.tenant), ask) is Parked.POLICY
 
@@ -174,7 +176,7 @@ class Owner:
         if taken.slots:
             worker.slots[tenant] = worker.slots.get(tenant, 0) + taken.slots
             if allowance.leases_slots:
-                worker.spares[tenant] = _FOREVER_NS
+                worker.spares[tenant] = FOREVER_NS
         if taken.calls + taken.spare and allowance.is_capped:
             worker.capped.add(tenant)
         if failpoint.armed and taken.calls + taken.spare:
@@ -207,7 +209,7 @@ class Owner:
             allowance = self._allowance(holding.tenant)
             if allowance is None:
                 continue
-            _check(holding)
+            check_holding(holding)
             self.declare(worker, holding.tenant, holding.slots)
             calls = holding.in_flight + holding.unspent + holding.finished
             if calls and allowance.is_capped:
@@ -292,7 +294,7 @@ class Owner:
         if sequence != self.recount_sequence:
             return
         for holding in holdings:
-            _check(holding)
+            check_holding(holding)
             allowance = self._allowances.get(holding.tenant)
             if allowance is not None and allowance.recounting is not None:
                 allowance.recounting += holding.in_flight + holding.unspent
@@ -323,10 +325,18 @@ class Owner:
         return Instant(self._clock.monotonic_ns(), self._clock.wall_ns())
 
 
-def _check(holding: Holding) -> None:
+def check_ask(ask: Ask) -> None:
+    """Raises ProtocolError for numbers that no worker of ours sends."""
+    if not (0 <= ask.slots_need <= ask.need <= NEED_MAX and ask.spare >= 0 and ask.spare_slots >= 0):
+        raise ProtocolError(f"an ask of {ask.need} calls is not possible")
+
+
+def check_holding(holding: Holding) -> None:
+    """Raises ProtocolError for what no worker of ours holds."""
     if min(holding.in_flight, holding.unspent, holding.finished, holding.slots) < 0:
         raise ProtocolError("a worker cannot hold less than nothing")
 
 
-def _refuse(tenant: str) -> Answer:
+def refuse(tenant: str) -> Answer:
+    """Limits cannot be decided: the whole need is refused."""
     return Answer(tenant, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, Code.QUOTA_UNAVAILABLE, UNAVAILABLE_RETRY_MS)

@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, assert_never, cast
 
-from gateway.quota.owner import Owner, Parked, WorkerState
+from gateway.quota.decider import Decider
+from gateway.quota.owner import Parked, WorkerState
 from gateway.quota.protocol import (
     VERSION,
     WORKERS_MAX,
@@ -61,17 +62,18 @@ def _bind(path: Path) -> socket.socket:
 
 
 class QuotaServer:
-    """Serves one `Owner`. `refresh_policy` looks for a newer snapshot and hands it to the owner."""
+    """Serves one `Decider`. `refresh_policy` looks for a newer snapshot and hands it to the owner."""
 
     def __init__(
         self,
-        owner: Owner,
+        owner: Decider,
         loop: asyncio.AbstractEventLoop,
         refresh_policy: Refresh,
         meter_socket: Path | None,
         *,
         workers_expected: int = 0,
         settle_s: float = SETTLE_S,
+        park_s: float = PARK_S,
     ) -> None:
         self.owner = owner
         self.loop = loop
@@ -80,7 +82,10 @@ class QuotaServer:
         self._meter_socket = meter_socket
         self._workers_expected = workers_expected
         self._settle_s = settle_s
+        self._park_s = park_s
         self._parked: dict[_ParkedKey, tuple[Ask, asyncio.TimerHandle]] = {}
+        self._by_state: dict[WorkerState, WorkerConnection] = {}
+        self._recalled: set[_ParkedKey] = set()
         self._all_said_hello = asyncio.Event()
         self._policy_wanted = asyncio.Event()
         self._recount_wanted = asyncio.Event()
@@ -107,6 +112,7 @@ class QuotaServer:
         for _, timer in self._parked.values():
             timer.cancel()
         self._parked.clear()
+        self._recalled.clear()
 
     def policy_changed(self) -> None:
         """The owner was given a new policy: tenants may need a count, asks may be decidable."""
@@ -124,24 +130,48 @@ class QuotaServer:
         if isinstance(outcome, Answer):
             connection.send(outcome)
             return
-        wait_s = RECALL_S if outcome is Parked.RECALL else PARK_S
-        self._parked[key] = (ask, self.loop.call_later(wait_s, self._retry, key, True))
+        if outcome is Parked.RECALL:
+            self._recalled.add(key)
+        self._set_deadline(key, ask, RECALL_S if outcome is Parked.RECALL else self._park_s)
         self._wait_for(outcome, key)
 
     def retry_parked(self, tenant: str | None = None) -> None:
         """Try every parked ask (of one tenant) again; one that must still wait keeps its deadline."""
         for key in [key for key in self._parked if tenant is None or key[1] == tenant]:
-            self._retry(key, False)
+            if key in self._parked:  # a decision may have been the end of another
+                self._retry(key, False)
+
+    def retry_one(self, worker: WorkerState, tenant: str) -> None:
+        """Try one parked ask again, if it is still there."""
+        connection = self._by_state.get(worker)
+        if connection is not None and (connection, tenant) in self._parked:
+            self._retry((connection, tenant), False)
+
+    def recall(self, worker: WorkerState, tenant: str) -> None:
+        """Have a worker return everything unspent of `tenant`."""
+        connection = self._by_state.get(worker)
+        if connection is not None:
+            connection.send(Recall(tenant))
 
     def _retry(self, key: _ParkedKey, is_final: bool) -> None:
         connection, (ask, timer) = key[0], self._parked[key]
         outcome = self.owner.ask(connection.state, ask, is_final=is_final)
         if isinstance(outcome, Parked):
+            if is_final:  # only now a store may be asked
+                self._set_deadline(key, ask, self._park_s)
+            elif outcome is Parked.RECALL and key not in self._recalled:
+                self._recalled.add(key)
+                timer.cancel()
+                self._set_deadline(key, ask, RECALL_S)
             self._wait_for(outcome, key)
             return
         del self._parked[key]
+        self._recalled.discard(key)
         timer.cancel()
         connection.send(outcome)
+
+    def _set_deadline(self, key: _ParkedKey, ask: Ask, wait_s: float) -> None:
+        self._parked[key] = (ask, self.loop.call_later(wait_s, self._retry, key, True))
 
     def _wait_for(self, reason: Parked, key: _ParkedKey) -> None:
         """Set in motion what a parked ask waits for."""
@@ -155,8 +185,8 @@ class QuotaServer:
                 for other in self.connections:
                     if other.state in holders:
                         other.send(Recall(key[1]))
-            case Parked.SETTLING:
-                pass  # the recount task tells when
+            case Parked.SETTLING | Parked.STORE | Parked.HOSTS:
+                pass  # the recount task tells when, or the store's keeper
             case _:
                 assert_never(reason)
 
@@ -165,13 +195,16 @@ class QuotaServer:
         self.connections.discard(connection)
         for key in [key for key in self._parked if key[0] is connection]:
             self._parked.pop(key)[1].cancel()
+            self._recalled.discard(key)
+        self._by_state.pop(connection.state, None)
         if connection.is_welcome:
             self.owner.goodbye(connection.state)
             self._want_recount()
             self._reported.set()
             self.retry_parked()  # its slots are free
 
-    def said_hello(self) -> None:
+    def said_hello(self, connection: "WorkerConnection") -> None:
+        self._by_state[connection.state] = connection
         if self._workers_expected and len(self.owner.workers) >= self._workers_expected:
             self._all_said_hello.set()
 
@@ -235,8 +268,9 @@ class QuotaServer:
             self._policy_wanted.clear()
             await self._refresh_policy()
             # What is still unknown after a fresh look is decided by what the owner knows.
-            for key, (ask, _) in list(self._parked.items()):
-                if self.owner.is_policy_unclear(ask):
+            for key, (ask, timer) in list(self._parked.items()):
+                if self.owner.is_policy_unclear(key[0].state, ask):
+                    timer.cancel()
                     self._retry(key, True)
 
 
@@ -313,7 +347,7 @@ class WorkerConnection(asyncio.Protocol):
             greeting, self._greeting = self._greeting, []
             self.name, self.is_welcome = message.worker, True
             self._server.owner.hello(self.state, greeting)
-            self._server.said_hello()
+            self._server.said_hello(self)
 
     def _cut_off(self, error: ProtocolError) -> None:
         _log.error("quota_protocol_error: worker %s: %s", self.name, error)

@@ -1,7 +1,9 @@
-"""One suite over every `QuotaStore`: the in-process twin, and two workers at an owner behind a socket."""
+"""One suite over every `QuotaStore`: the in-process twin, two workers at an owner behind a socket, and two workers of
+one host, then of two hosts, that share a real Valkey.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -13,21 +15,30 @@ from gateway.quota.local_store import LocalQuotaStore
 from gateway.quota.memory_client import MemoryQuotaStore
 from gateway.quota.owner import Owner
 from gateway.quota.server import QuotaServer
+from gateway.quota.shared_owner import SharedOwner
 from gateway.quota.store import Decision, Grant, QuotaStore
-from gateway.snapshot import Plan
+from gateway.quota.store_keeper import StoreKeeper
+from gateway.snapshot import Plan, Tenant
 from tests.unit.quota.plans import ACME, DAY_NS, MS, S, plan_of
+from tests.unit.quota.valkey import KEY_CLOCK, PATIENT_S, StoreClock, Valkey, link, valkey
 
 
 class Bench:
     """Two workers' stores over the same limits."""
 
-    def __init__(self, clock: FakeClock, owner: Owner, stores: tuple[QuotaStore, QuotaStore]) -> None:
+    def __init__(
+        self, clock: FakeClock, owners: Sequence[Owner | SharedOwner], stores: tuple[QuotaStore, QuotaStore]
+    ) -> None:
         self.clock = clock
-        self.owner = owner
+        self.owners = owners
         self.first, self.second = stores
 
+    def learn(self, tenant: Tenant, plan: Plan) -> None:
+        for owner in self.owners:
+            owner.learn(tenant, plan)
+
     async def admit(self, store: QuotaStore, plan: Plan) -> Decision:
-        self.owner.learn(ACME, plan)
+        self.learn(ACME, plan)
         decided: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
         is_inside = True
 
@@ -58,7 +69,7 @@ async def run_local(scenario: Scenario) -> None:
     clock = FakeClock()
     owner = Owner(clock, has_meter=False)
     stores = LocalQuotaStore(clock, owner), LocalQuotaStore(clock, owner)
-    await scenario(Bench(clock, owner, stores))
+    await scenario(Bench(clock, [owner], stores))
     for store in stores:
         await store.close()
 
@@ -83,14 +94,63 @@ async def run_socket(scenario: Scenario, path: Path) -> None:
             await store.start()
             stack.push_async_callback(store.close)
             stores.append(store)
-        await scenario(Bench(clock, owner, (stores[0], stores[1])))
+        await scenario(Bench(clock, [owner], (stores[0], stores[1])))
 
 
-@pytest.fixture(params=["local", "socket"])
+async def run_shared(scenario: Scenario, server: Valkey, folder: Path, hosts: int) -> None:
+    """Two workers, at one host or each at its own."""
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        clock = StoreClock(server)
+        stack.callback(clock.close)
+        owners, stores = [], []
+        for at in range(hosts):
+            owner = SharedOwner(clock, has_meter=False)
+            owners.append(owner)
+            await share(server, owner, folder / f"{at}.sock", f"host{at}", clock, stack)
+        clock.show()
+        for at in range(2):
+            store = MemoryQuotaStore(folder / f"{at % hosts}.sock", worker=f"w{at}", clock=clock, loop=loop)
+            await store.start()
+            stack.push_async_callback(store.close)
+            stores.append(store)
+        await scenario(Bench(clock, owners, (stores[0], stores[1])))
+
+
+async def share(
+    server: Valkey, owner: SharedOwner, path: Path, host: str, clock: FakeClock, stack: AsyncExitStack
+) -> None:
+    """One host's owner behind a socket, with its session at the store."""
+    loop = asyncio.get_running_loop()
+    quota = QuotaServer(owner, loop, no_news, None, settle_s=0, park_s=PATIENT_S)
+    owner.listen(on_decided=quota.retry_one, on_news=quota.retry_parked, on_recall=quota.recall)
+    await quota.listen(path)
+    stack.push_async_callback(quota.close)
+    keeper = StoreKeeper(owner, lambda: link(server, host, clock=KEY_CLOCK), clock=clock, loop=loop, away_s=PATIENT_S)
+    for job in (quota.run(), keeper.run()):
+        task = loop.create_task(job)
+        stack.push_async_callback(asyncio.wait, [task])
+        stack.callback(task.cancel)
+    await keeper.registered.wait()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Valkey]:
+    with valkey() as one:
+        yield one
+
+
+@pytest.fixture(params=["local", "socket", "valkey", "valkey-two-hosts"])
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Runner:
     if request.param == "local":
         return lambda scenario: asyncio.run(run_local(scenario))
-    return lambda scenario: asyncio.run(run_socket(scenario, tmp_path / "quota.sock"))
+    if request.param == "socket":
+        return lambda scenario: asyncio.run(run_socket(scenario, tmp_path / "quota.sock"))
+    server: Valkey = request.getfixturevalue("server")
+    with server.client() as client:
+        client.flushall()
+    hosts = 1 if request.param == "valkey" else 2
+    return lambda scenario: asyncio.run(run_shared(scenario, server, tmp_path, hosts))
 
 
 def test_an_unlimited_plan_is_granted_without_headers(run: Runner) -> None:
@@ -235,7 +295,7 @@ async def settled(bench: Bench) -> None:
         decided = asyncio.get_running_loop().create_future()
         probe = plan_of(name="probe", rate_calls=1, rate_window_s=1, burst=1)
         tenant = type(ACME)(tenant=f"probe-{id(decided)}", plan="probe")
-        bench.owner.learn(tenant, probe)
+        bench.learn(tenant, probe)
         if store.admit(tenant, probe, decided.set_result) is None:
             await decided
 

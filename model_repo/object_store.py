@@ -77,8 +77,15 @@ class ObjectModelStore:
             return None
         shared = {path: self._read_blob(name, digest, SHARED_BYTES_MAX) for path, digest in index.shared.items()}
         text = shared.pop(CONFIG, b"").decode(errors="replace")
-        versions = tuple(sorted(index.versions))
-        return ModelState(name=name, versions=versions, release=index.release, config_text=text, shared=shared)
+        digests = dict(sorted(index.versions.items()))
+        return ModelState(
+            name=name,
+            versions=tuple(digests),
+            release=index.release,
+            config_text=text,
+            shared=shared,
+            digests=digests,
+        )
 
     def open_version(self, name: str, number: int) -> AbstractContextManager[Path]:
         index, _ = self._read_index(name)

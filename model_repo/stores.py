@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 from model_repo.config import ModelConfig, parse_config
 from model_repo.config_digest import SHARED_BYTES_MAX, config_sha256, shared_files
 from model_repo.errors import RepositoryError
+from model_repo.manifest import MANIFEST, file_sha256
 from model_repo.release import Release, read_release
 from model_repo.repository import find_model, read_config, read_member, scan_repository
 from model_repo.signing import SigningKey
@@ -27,13 +28,17 @@ SCHEMES: Final = ("file", "s3")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelState:
-    """A model as it lies in a store. `shared`: label and state files, by path below the model."""
+    """A model as it lies in a store. `shared`: label and state files, by path below the model.
+
+    `digests`: of the manifests, by version; versions that have none are not in it.
+    """
 
     name: str
     versions: tuple[int, ...]
     release: Release
     config_text: str
     shared: Mapping[str, bytes]
+    digests: Mapping[int, str]
 
     @property
     def config(self) -> ModelConfig:
@@ -105,7 +110,11 @@ class FileStore:
             # A configuration that cannot be read has no shared files; who needs it is told by `config`.
             for path in shared_files(parse_config(text, name=name)):
                 shared[path] = read_member(folder, *path.split("/"), bytes_max=SHARED_BYTES_MAX)
-        return ModelState(name=name, versions=folder.versions, release=release, config_text=text, shared=shared)
+        manifests = {number: folder.path / str(number) / MANIFEST for number in folder.versions}
+        digests = {number: file_sha256(path) for number, path in manifests.items() if path.is_file()}
+        return ModelState(
+            name=name, versions=folder.versions, release=release, config_text=text, shared=shared, digests=digests
+        )
 
     @contextlib.contextmanager
     def open_version(self, name: str, number: int) -> Iterator[Path]:

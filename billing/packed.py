@@ -15,22 +15,19 @@ from billing.events import Record, Served, ServedTemplate, decode
 #: Kinds of records (Facts) and payload lengths known at a time; fuller caches are emptied and filled again.
 CACHE_MAX: Final = 50_000
 
-#: head, call_id, middle, then marker and number in turns: t_ns, (outcome, reason), rows, compute_ns, request_bytes,
-#: reply_bytes, charge_nanos; tail. What a `Packed.fields` holds, in this order: bytes, bytes, bytes, int ..., bytes.
-#: Typed loosely because compiled code would take a tuple of known types apart and put it together again at each touch.
+#: What differs from call to call, in the payload's order: bytes, then eight ints. Typed loosely because compiled code
+#: would take a tuple of known types apart and put it together again at each touch.
 Fields = tuple[Any, ...]
 
-CALL_ID: Final = 1
-MIDDLE: Final = 2
-T_NS: Final = 4
-OUTCOME: Final = 5
-REASON: Final = 6
-ROWS: Final = 8
-COMPUTE_NS: Final = 10
-REQUEST_BYTES: Final = 12
-REPLY_BYTES: Final = 14
-CHARGE_NANOS: Final = 16
-TAIL: Final = 17
+CALL_ID: Final = 0
+T_NS: Final = 1
+OUTCOME: Final = 2
+REASON: Final = 3
+ROWS: Final = 4
+COMPUTE_NS: Final = 5
+REQUEST_BYTES: Final = 6
+REPLY_BYTES: Final = 7
+CHARGE_NANOS: Final = 8
 
 #: How every record of a template begins: an array of 18, "S", the head of a call id.
 HEAD: Final = b"\xdc\x00\x12\xa1S\xc4\x10"
@@ -164,13 +161,7 @@ def pack_with(facts: Facts, s: Served) -> Packed | None:
         payload = facts.template.encode(s.call_id, *numbers)
     except (struct.error, ValueError):
         return None
-    t_ns, outcome, reason, rows, compute_ns, request_bytes, reply_bytes, charge_nanos = numbers
-    u = U64
-    fields: Fields = (
-        HEAD, s.call_id, b"", u, t_ns, outcome, reason, u, rows, u, compute_ns, u, request_bytes, u, reply_bytes,
-        u, charge_nanos, b"",
-    )  # fmt: skip
-    return Packed(payload, facts, fields)
+    return Packed(payload, facts, (s.call_id, *numbers))
 
 
 _FACT_NAMES: Final = (

@@ -48,9 +48,7 @@ def packed_calls(data: bytes) -> None:
         if isinstance(found, Packed):
             assert found.payload == part
             served = found.served()
-            _, call_id, _, _, t_ns, outcome, reason, _, rows, _, compute, _, asked, _, replied, _, charge, _ = (
-                found.fields
-            )
+            call_id, t_ns, outcome, reason, rows, compute, asked, replied, charge = found.fields
             facts = found.facts
             assert served == Served(
                 call_id=call_id,

@@ -70,7 +70,7 @@ def values_of(packed: Packed) -> Served:
     return Served(
         call_id=packed.call_id, tenant=packed.tenant, key_id=facts.key_id, plan=facts.plan, model=facts.model,
         model_version=facts.model_version, price_version=facts.price_version, t_ns=packed.t_ns, outcome=packed.outcome,
-        reason=f[6], rows=f[8], compute_ns=f[10], request_bytes=f[12], reply_bytes=f[14], charge_nanos=f[16],
+        reason=f[3], rows=f[4], compute_ns=f[5], request_bytes=f[6], reply_bytes=f[7], charge_nanos=f[8],
         currency=facts.currency, protocol=facts.protocol,
     )  # fmt: skip
 

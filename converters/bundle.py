@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from converters.config_text import make_config
+from converters.config_text import class_output, make_config
 from converters.engines import Array, Engine
 from converters.host import host_facts, isa, tool_versions
 from converters.job import Job
@@ -57,7 +57,7 @@ def write_bundle(
         variant={"engine": outcome.engine, "precision": outcome.precision, "method": outcome.method},
         calibration=report["evidence"] if outcome.precision not in _TOLERANCE else None,
         evidence=report["evidence"]["kind"],
-        parity={"cases": outcome.cases_judged, "per_output": outcome.per_output},
+        parity={"cases": outcome.cases_judged, "per_output": outcome.per_output, "task": outcome.task},
         speed={"selected": outcome.speeds, "plain": report["plain"], "speedup": report["speedup"]},
         golden=golden,
     )
@@ -73,7 +73,16 @@ def write_bundle(
     is_batched = source.signature.batch_axis is not None
     rows_max = job.batch_rows_max if is_batched else 0
     signature = source.signature.narrowed(engine.output_shapes())
-    text = make_config(PLACEHOLDER, outcome.engine, signature, rows_max=rows_max, rows_best=max(1, best_batch(speeds)))
+    labelled = class_output(signature, job.label_output) if job.class_names else ""
+    text = make_config(
+        PLACEHOLDER,
+        outcome.engine,
+        signature,
+        rows_max=rows_max,
+        rows_best=max(1, best_batch(speeds)),
+        labelled=labelled,
+        count=len(job.class_names),
+    )
     (work / "config.pbtxt").write_text(text)
 
 

@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2
 
 from converters.cache import cache_key, find_entry, keep_entry, locked_entry, source_digest
 from converters.child import Event, Limits, run_child
+from converters.config_text import LABELS
 from converters.errors import ConvertError, UnfitTarget, UsageFault
 from converters.formats import ONNX, recognise
 from converters.host import host_facts, tool_versions
@@ -63,6 +64,8 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
     foreign = _open_foreign(request)
     if request.data is not None and not request.data.is_file():
         raise UsageFault("data", f"{request.data} is not there", next_step="give an npz file")
+    if job.labels and request.data is None:
+        raise UsageFault("labels", f"--labels '{job.labels}' is an array of --data", next_step="give --data too")
     request.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="work-", dir=request.cache) as folder:
         work = Path(folder)
@@ -160,7 +163,10 @@ def _publish(request: Request, entry: Path) -> Published:
     text_format.Parse((entry / "config.pbtxt").read_text(), message)
     message.name = request.job.name
     try:
-        return publish(request.repository, request.job.name, entry / "bundle", text_format.MessageToString(message))
+        names = request.job.class_names
+        shared = {LABELS: "".join(f"{name}\n" for name in names).encode()} if names else None
+        text = text_format.MessageToString(message)
+        return publish(request.repository, request.job.name, entry / "bundle", text, shared=shared)
     except RepositoryError as error:
         raise UnfitTarget("publish", str(error), next_step="choose another --name or --repository") from error
 

@@ -37,9 +37,7 @@ def convert(
     labels: Annotated[str, typer.Option(help="Array of --data with a label a row: classes, or wanted outputs.")] = "",
     label_output: Annotated[str, typer.Option(help="The output that labels and class names are of.")] = "",
     metric_drop: Annotated[float, typer.Option(help="How much of the task metric may be lost, as a share.")] = 0.01,
-    class_names: Annotated[
-        Path | None, typer.Option(help="Text file, a class a line: labels.txt of the model.")
-    ] = None,
+    class_names: Annotated[Path | None, typer.Option(help="Text file, a class a line: labels.txt.")] = None,
     framework: Annotated[str, typer.Option("--from", help="Framework of weights or code; torch if not given.")] = "",
     code: Annotated[Path | None, typer.Option(help="Python file that builds the model around the weights.")] = None,
     model_input: Annotated[

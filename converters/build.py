@@ -18,6 +18,7 @@ from converters.bisect import find_bad_node
 from converters.bundle import write_bundle
 from converters.engines import Engine, Feeds, open_onnx
 from converters.errors import ConvertError, VerificationFailed
+from converters.fallback import choose_fallbacks
 from converters.job import NOT_OFFERED, Job
 from converters.measure import Speed, measure
 from converters.metric import Task, make_task, score
@@ -26,7 +27,7 @@ from converters.origin import Origin, anchor, extra_cases, write_cases
 from converters.probe import Probe, probe_onnx
 from converters.report import describe
 from converters.samples import Data, make_case, read_data
-from converters.select import PLAIN, Candidate, Choice, select
+from converters.select import PLAIN, Candidate, Choice, cost, select
 from converters.signature import Signature, read_signature
 from converters.variants import Variant, build_variant
 from converters.verify import Answers, answer_all, observe, open_moved, verify
@@ -155,7 +156,11 @@ def build(
         chosen, own, speedup = given, speeds[PLAIN], 1.0
     report.update(selected=chosen[0].key, speedup=round(speedup, 3))
     report["variants"] = [one.to_json() for one in outcomes]
-    write_bundle(job, read, chosen, speeds=own, report=report, work=work)
+    costs = {outcome.key: cost(speeds[outcome.key], job.optimize) for outcome, _ in good}
+    keys = choose_fallbacks(chosen[0].key, [(one.key, one.engine, one.precision) for one, _ in good], costs)
+    beside = [next(one for one in good if one[0].key == key) for key in keys]
+    report["fallbacks"] = list(keys)
+    write_bundle(job, read, chosen, beside, speeds=own, report=report, work=work)
     _write_report(work, report)
     progress("done", total, total)
     return report

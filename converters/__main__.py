@@ -91,6 +91,7 @@ def _run(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) ->
             inputs=tuple(value.get("inputs", ())),
             toolchains=Path(value["toolchains"]) if value.get("toolchains") else None,
             keeps_source=bool(value.get("keep_source")),
+            keeps_source=bool(value.get("keep_source")),
         )
     except (KeyError, TypeError) as error:
         raise UsageFault("request", f"not a request: {error}", next_step="see docs/converters.md") from error

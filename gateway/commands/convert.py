@@ -44,6 +44,9 @@ def convert(
         list[str] | None, typer.Option("--input", help="Of a source that does not say: NAME=TYPE[AXIS,AXIS].")
     ] = None,
     toolchains: Toolchains = None,
+    keep_source: Annotated[
+        bool, typer.Option("--keep-source", help="Publish the ONNX source too: `tollway models rebuild` needs it.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the reports; NAME-conversion if not given.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder of finished conversions.")] = Path(".tollway-convert-cache"),
     memory_bytes: Annotated[int, typer.Option(help="Address space of the child.", min=1 << 28)] = 8 << 30,
@@ -64,6 +67,7 @@ def convert(
         "code": str(code) if code is not None else "",
         "inputs": model_input or [],
         "toolchains": str(toolchains) if toolchains is not None else "",
+        "keep_source": keep_source,
         "limits": {"memory_bytes_max": memory_bytes, "time_s_max": time_s},
         "job": {
             "name": name,

@@ -1,4 +1,4 @@
-"""Owns how orders of leases come in at the meter: many in one ledger transaction, from the quota owner only.
+"""Owns the meter's part in prepaid: orders of leases, many in one ledger transaction, and the watch over low wallets.
 
 An order that cannot be read refuses its whole request, of which nothing was changed; a wallet that has too little is an
 answer, not an error.
@@ -12,7 +12,9 @@ import msgspec
 from billing import failpoint
 from billing.invoices.desk import JournalSource
 from billing.ledger.leases import ORDERS_MAX, LeaseOrder, is_possible, order_leases
+from billing.ledger.port import PostReport
 from billing.meter_client import MeterError
+from billing.wallets.store import check_low, watched_tenants
 
 WORKERS_MAX: Final = 256
 
@@ -23,6 +25,22 @@ class FundsDesk:
     def __init__(self, ledger: JournalSource, now_ns: Callable[[], int]) -> None:
         self._ledger = ledger
         self._now_ns = now_ns
+
+        self._watched = frozenset[str]()
+        self.wallets_changed()
+
+    def wallets_changed(self) -> None:
+        """A threshold may be new, or what is below it. Raises LedgerUnavailable."""
+        with self._ledger.journal() as journal:
+            self._watched = watched_tenants(journal.db)
+            check_low(journal, sorted(self._watched), self._now_ns())
+
+    def on_posted(self, report: PostReport) -> None:
+        """Calls were posted: tell of wallets that they brought below their threshold. Raises LedgerUnavailable."""
+        tenants = sorted({group.tenant for group in report.groups if group.posted} & self._watched)
+        if tenants:
+            with self._ledger.journal() as journal:
+                check_low(journal, tenants, self._now_ns())
 
     def run(self, orders: Any, workers: Any) -> list[tuple[int, int, bool]]:
         """(ceiling, available, is short) for each order, in turn. Raises MeterError, LedgerUnavailable, LedgerError."""

@@ -60,9 +60,9 @@ class _Parts:
                 (source.instance, source.epoch): at.seq for source, at in self.ledger.state().positions.items()
             }
             reader = UsageReader(data_dir / "usage", positions, decode_all=Unpacker().decode_all)
-            self.pump = Pump(self.ledger, reader, self.books)
             self.desk = Desk(self.ledger, all_verbs(), time.time_ns)
             self.funds = FundsDesk(self.ledger, time.time_ns)
+            self.pump = Pump(self.ledger, reader, self.books, on_posted=self.funds.on_posted)
         except BaseException:
             self.ledger.close()
             raise

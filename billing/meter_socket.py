@@ -118,7 +118,10 @@ class MeterSocket:
                 raise MeterError("bad_request", "verb and operation_id: must be texts")
             # A document bills what is posted: everything readable is posted first.
             self._pump.drain()
-            return {"answer": self._desk.run(verb, operation_id, request.get("body"))}
+            answer = self._desk.run(verb, operation_id, request.get("body"))
+            if verb == "wallet.set" and self._funds is not None:
+                self._funds.wallets_changed()
+            return {"answer": answer}
         if op == "funds" and self._funds is not None:
             return {"leases": self._funds.run(request.get("orders"), request.get("workers"))}
         raise MeterError("unknown_op", f"op {op!r} is none of status, flush, counts, add_prices, money, funds")

@@ -43,8 +43,10 @@ class Pump:
         *,
         wall_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
+        on_posted: Callable[[PostReport], None] | None = None,
     ) -> None:
-        """`reader` must start at the ledger's positions. Raises LedgerUnavailable."""
+        """`reader` must start at the ledger's positions; `on_posted` follows each batch. Raises LedgerUnavailable."""
+        self._on_posted = on_posted
         self._ledger = ledger
         self._reader = reader
         self._books = books
@@ -163,6 +165,8 @@ class Pump:
             self._announce(batch, report)
             for source, position in batch.positions.items():
                 self._reader.ack(source.instance, source.epoch, position.seq)
+            if self._on_posted is not None:
+                self._on_posted(report)
 
     def _announce(self, batch: Batch, report: PostReport) -> None:
         if report.voided:

@@ -5,12 +5,14 @@
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from converters.errors import ConvertError, ToolFailed, UsageFault
+from converters.sandbox import die_with
 
 
 def main() -> int:
@@ -43,6 +45,8 @@ def _selftest() -> int:
 
 
 def _answer(run: Callable[[Mapping[str, Any], Callable[[Mapping[str, Any]], None]], dict[str, Any]]) -> int:
+    # Who asked and is gone has no use for the answer; what is started here goes with this process in turn.
+    die_with(os.getppid())
     try:
         _emit({"ev": "result", "value": run(json.loads(sys.stdin.buffer.read()), _emit)})
     except ConvertError as error:
@@ -86,6 +90,8 @@ def _run(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) ->
             code=Path(value["code"]) if value.get("code") else None,
             inputs=tuple(value.get("inputs", ())),
             toolchains=Path(value["toolchains"]) if value.get("toolchains") else None,
+            keeps_source=bool(value.get("keep_source")),
+            keeps_source=bool(value.get("keep_source")),
         )
     except (KeyError, TypeError) as error:
         raise UsageFault("request", f"not a request: {error}", next_step="see docs/converters.md") from error

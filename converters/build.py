@@ -6,23 +6,28 @@ What it leaves in the work folder: `bundle/` (the files of a version), `config.p
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from converters.bisect import find_bad_node
 from converters.bundle import write_bundle
 from converters.engines import Engine, Feeds, open_onnx
 from converters.errors import ConvertError, VerificationFailed
-from converters.host import host_facts, tool_versions
+from converters.fallback import choose_fallbacks
 from converters.job import NOT_OFFERED, Job
 from converters.measure import Speed, measure
-from converters.normalise import INLINE_BYTES_MAX, load_whole, normalise, opset_of, save_model
+from converters.metric import Task, make_task, score
+from converters.normalise import INLINE_BYTES_MAX, load_whole, normalise, save_model
 from converters.origin import Origin, anchor, extra_cases, write_cases
 from converters.probe import Probe, probe_onnx
+from converters.report import describe
 from converters.samples import Data, make_case, read_data
-from converters.select import PLAIN, Candidate, Choice, select
+from converters.select import PLAIN, Candidate, Choice, cost, select
 from converters.signature import Signature, read_signature
 from converters.variants import Variant, build_variant
 from converters.verify import Answers, answer_all, observe, open_moved, verify
@@ -48,6 +53,7 @@ class Outcome:
     cases_judged: int = 0
     bad_node: dict[str, Any] | None = None
     speeds: list[dict[str, Any]] = field(default_factory=list)
+    task: dict[str, Any] | None = None
 
     @property
     def key(self) -> str:
@@ -74,6 +80,7 @@ class Source:
     answers: Answers
     data: Data | None
     facts: dict[str, Any]
+    task: Task | None
 
 
 def build(
@@ -119,7 +126,7 @@ def build(
             progress(f"verify {outcome.key}", 4 + 2 * place, total)
             if _try_verify(outcome, variant, read, job, work):
                 good.append((outcome, variant))
-    report = _report(read, outcomes)
+    report = describe(read, outcomes)
     if not good:
         _write_report(work, report)
         first = next((one for one in outcomes if one.per_output or one.bad_node), outcomes[0])
@@ -149,7 +156,11 @@ def build(
         chosen, own, speedup = given, speeds[PLAIN], 1.0
     report.update(selected=chosen[0].key, speedup=round(speedup, 3))
     report["variants"] = [one.to_json() for one in outcomes]
-    write_bundle(job, read, chosen, speeds=own, report=report, work=work)
+    costs = {outcome.key: cost(speeds[outcome.key], job.optimize) for outcome, _ in good}
+    keys = choose_fallbacks(chosen[0].key, [(one.key, one.engine, one.precision) for one, _ in good], costs)
+    beside = [next(one for one in good if one[0].key == key) for key in keys]
+    report["fallbacks"] = list(keys)
+    write_bundle(job, read, chosen, beside, speeds=own, report=report, work=work)
     _write_report(work, report)
     progress("done", total, total)
     return report
@@ -173,7 +184,9 @@ def _read_source(
     progress("reference", 2)
     reference = _open_reference(whole, path)
     signature = observe(read_signature(whole), reference, job)
-    rows = None if data is None else read_data(data, signature, job.seed)
+    rows = None if data is None else read_data(data, signature, job.seed, labels=job.labels)
+    labels = None if rows is None else rows.labels
+    task = None if labels is None else make_task(labels, signature, job.label_output, job.metric_drop)
     extra = extra_cases(origin.work, signature) if origin is not None else ()
     answers = answer_all(signature, reference, open_moved(whole, job), job, rows, extra=extra)
     facts: dict[str, Any] = {}
@@ -190,6 +203,7 @@ def _read_source(
         answers=answers,
         data=rows,
         facts=facts,
+        task=task,
     )
 
 
@@ -245,8 +259,7 @@ def _try_verify(outcome: Outcome, variant: Variant, source: Source, job: Job, wo
     verdict = verify(source.answers, engine, precision, job.budgets.get(precision, 1.0))
     outcome.per_output, outcome.cases_judged = verdict.per_output, verdict.cases_judged
     if not verdict.reason:
-        outcome.status = "accepted"
-        return True
+        return _try_task(outcome, engine, source)
     outcome.reason = f"verification: {verdict.reason}"
     outcome.next_step = (
         f"look at the inner tensors, leave {precision} out, bound variable axes with --dim, "
@@ -261,6 +274,22 @@ def _try_verify(outcome: Outcome, variant: Variant, source: Source, job: Job, wo
             if bad.repro is not None:
                 outcome.next_step = f"run failures/{outcome.key}/repro.py; " + outcome.next_step
     return False
+
+
+def _try_task(outcome: Outcome, engine: Engine, source: Source) -> bool:
+    """Accepted, unless labels say that too much of the task is lost."""
+    if source.task is not None:
+        known = [one for one in source.answers.known if one.case.kind == "data"]
+        name, join = source.task.output, np.concatenate if source.signature.batch_axis else np.stack
+        own = join([one.outputs[name] for one in known])
+        found = score(source.task, own, join([engine.run(one.case.feeds)[name] for one in known]))
+        outcome.task = found.to_json(source.task)
+        if found.reason:
+            outcome.status, outcome.reason = "refused", f"task: {found.reason}"
+            outcome.next_step = "give more labelled rows, allow a greater --metric-drop, or leave it out"
+            return False
+    outcome.status = "accepted"
+    return True
 
 
 def _measure(
@@ -281,6 +310,8 @@ def _measure(
     engines[PLAIN] = open_onnx(plain / "model.onnx", threads=job.threads)
     is_batched = source.signature.batch_axis is not None
     batches = tuple(rows for rows in BATCHES if rows <= job.batch_rows_max) if is_batched else (0,)
+    # One thread: its CPU time is its time, and a busy machine does not disturb it.
+    clock = time.process_time_ns if job.threads == 1 else time.perf_counter_ns
     speeds = timing(
         engines,
         lambda rows: _feeds_of(source, job, rows),
@@ -288,6 +319,7 @@ def _measure(
         rounds=job.rounds,
         seed=job.seed,
         on_batch=lambda rows: on_batch(rows, batches.index(rows)),
+        clock_ns=clock,
     )
     shutil.rmtree(plain)
     for outcome, _ in good:
@@ -336,48 +368,6 @@ def _as_given(
         return None
     outcome.status = "selected"
     return outcome, variant
-
-
-def _report(source: Source, outcomes: list[Outcome]) -> dict[str, Any]:
-    signature = source.signature
-    return {
-        "schema": 1,
-        "source": {
-            "format": "onnx",
-            "sha256": source.sha256,
-            "opset": source.probe.opset,
-            "ir_version": source.probe.ir_version,
-            "producer": source.probe.producer,
-            "nodes": source.probe.nodes,
-            **source.facts,
-        },
-        "normal": {"opset": opset_of(source.normal), "nodes": len(source.normal.graph.node)},
-        "interface": {
-            "batch": signature.batch_axis,
-            "inputs": [[one.name, one.datatype, list(one.shape)] for one in signature.inputs],
-            "outputs": [[one.name, one.datatype, list(one.shape)] for one in signature.outputs],
-        },
-        "evidence": _evidence(source),
-        "shapes_refused_by_source": list(source.answers.refused),
-        "host": host_facts(),
-        "tools": tool_versions(),
-        "variants": [one.to_json() for one in outcomes],
-        "selected": None,
-    }
-
-
-def _evidence(source: Source) -> dict[str, Any]:
-    data = source.data
-    if data is None:
-        return {"kind": "generated", "cases": len(source.answers.known)}
-    return {
-        "kind": "samples",
-        "cases": len(source.answers.known),
-        "sha256": data.sha256,
-        "rows_calibration": data.rows_calibration,
-        "rows_judged": data.rows_judged,
-        "duplicates_dropped": data.duplicates,
-    }
 
 
 def _write_report(work: Path, report: dict[str, Any]) -> None:

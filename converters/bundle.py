@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from converters.config_text import make_config
+from converters.config_text import class_output, make_config
 from converters.engines import Array, Engine
 from converters.host import host_facts, isa, tool_versions
 from converters.job import Job
@@ -16,7 +16,8 @@ from converters.measure import Speed
 from converters.select import best_batch
 from converters.variants import Variant
 from model_repo.certificate import CERTIFICATE, GOLDEN_BYTES_MAX, Certificate, Tensors, write_golden
-from model_repo.manifest import MANIFEST, Manifest, describe_files
+from model_repo.manifest import MANIFEST, VARIANTS, Manifest, describe_files
+from model_repo.manifest import Variant as ManifestVariant
 from model_repo.target import Target
 
 if TYPE_CHECKING:
@@ -38,17 +39,61 @@ def write_bundle(
     job: Job,
     source: "Source",
     chosen: "tuple[Outcome, Variant]",
+    fallbacks: "Sequence[tuple[Outcome, Variant]]",
     *,
     speeds: Sequence[Speed],
     report: dict[str, Any],
     work: Path,
 ) -> None:
-    """Make `work/bundle` and `work/config.pbtxt` from the selected variant."""
-    outcome, variant = chosen
+    """Make `work/bundle` and `work/config.pbtxt` from the selected variant; `fallbacks` lie in its `variants/`."""
+    outcome, _ = chosen
     bundle = work / "bundle"
-    shutil.copytree(variant.folder, bundle)
+    engine = _write_build(bundle, job, source, chosen, report)
+    for other in fallbacks:
+        (bundle / VARIANTS).mkdir(exist_ok=True)
+        _write_build(bundle / VARIANTS / other[0].key, job, source, other, report)
+    manifest = Manifest(
+        engine=outcome.engine,
+        precision=outcome.precision,
+        method=outcome.method,
+        files=describe_files(bundle),
+        target=_target(outcome.engine, outcome.precision),
+        variants=tuple(
+            ManifestVariant(
+                name=one.key,
+                engine=one.engine,
+                precision=one.precision,
+                method=one.method,
+                target=_target(one.engine, one.precision),
+            )
+            for one, _ in fallbacks
+        ),
+    )
+    (bundle / MANIFEST).write_bytes(manifest.to_bytes())
+    is_batched = source.signature.batch_axis is not None
+    rows_max = job.batch_rows_max if is_batched else 0
+    signature = source.signature.narrowed(engine.output_shapes())
+    labelled = class_output(signature, job.label_output) if job.class_names else ""
+    text = make_config(
+        PLACEHOLDER,
+        outcome.engine,
+        signature,
+        rows_max=rows_max,
+        rows_best=max(1, best_batch(speeds)),
+        labelled=labelled,
+        count=len(job.class_names),
+    )
+    (work / "config.pbtxt").write_text(text)
+
+
+def _write_build(
+    folder: Path, job: Job, source: "Source", build: "tuple[Outcome, Variant]", report: dict[str, Any]
+) -> Engine:
+    """The files of one variant in the new `folder`, with golden answers and certificate of its own."""
+    outcome, variant = build
+    shutil.copytree(variant.folder, folder)
     engine = variant.open(tuple(tensor.name for tensor in source.signature.outputs), job.threads)
-    golden = _write_golden(bundle, source, engine, outcome.precision)
+    golden = _write_golden(folder, source, engine, outcome.precision)
     certificate = Certificate(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         source=report["source"],
@@ -57,24 +102,19 @@ def write_bundle(
         variant={"engine": outcome.engine, "precision": outcome.precision, "method": outcome.method},
         calibration=report["evidence"] if outcome.precision not in _TOLERANCE else None,
         evidence=report["evidence"]["kind"],
-        parity={"cases": outcome.cases_judged, "per_output": outcome.per_output},
-        speed={"selected": outcome.speeds, "plain": report["plain"], "speedup": report["speedup"]},
+        parity={"cases": outcome.cases_judged, "per_output": outcome.per_output, "task": outcome.task},
+        speed={"selected": outcome.speeds, "plain": report["plain"], "speedup": _speedup(outcome, report)},
         golden=golden,
     )
-    (bundle / CERTIFICATE).write_bytes(certificate.to_bytes())
-    manifest = Manifest(
-        engine=outcome.engine,
-        precision=outcome.precision,
-        method=outcome.method,
-        files=describe_files(bundle),
-        target=_target(outcome.engine, outcome.precision),
-    )
-    (bundle / MANIFEST).write_bytes(manifest.to_bytes())
-    is_batched = source.signature.batch_axis is not None
-    rows_max = job.batch_rows_max if is_batched else 0
-    signature = source.signature.narrowed(engine.output_shapes())
-    text = make_config(PLACEHOLDER, outcome.engine, signature, rows_max=rows_max, rows_best=max(1, best_batch(speeds)))
-    (work / "config.pbtxt").write_text(text)
+    (folder / CERTIFICATE).write_bytes(certificate.to_bytes())
+    return engine
+
+
+def _speedup(outcome: "Outcome", report: dict[str, Any]) -> float:
+    """Over the plain source; of a fallback at the least batch."""
+    if outcome.key == report["selected"]:
+        return float(report["speedup"])
+    return round(float(report["plain"][0]["median_ns"]) / float(outcome.speeds[0]["median_ns"]), 3)
 
 
 def _target(engine: str, precision: str) -> Target:

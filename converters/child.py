@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from converters.errors import BY_EXIT_CODE, ConvertError, ToolFailed
-from converters.sandbox import restrict
+from converters.sandbox import die_with, restrict
 
 EVENT_BYTES_MAX: Final = 16 << 20
 _STDERR_SHOWN: Final = 600
@@ -62,6 +62,7 @@ def run_child(
     full = {
         **request,
         "work": str(work.absolute()),
+        "parent_pid": os.getpid(),
         "memory_bytes_max": limits.memory_bytes_max,
         "cpu_s_max": limits.time_s_max * (os.cpu_count() or 1),
         "file_bytes_max": limits.file_bytes_max,
@@ -155,6 +156,7 @@ def main_child(do: "Callable[[Event, list[str], Callable[[Event], None]], Any] |
     # What libraries print must not meet the protocol.
     os.dup2(2, 1)
     request = json.loads(sys.stdin.buffer.read())
+    die_with(request["parent_pid"])
     logging.basicConfig(level=logging.ERROR)
 
     def emit(event: Event) -> None:

@@ -5,16 +5,31 @@ from typing import Any, Final
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from converters.errors import UsageFault
 from converters.signature import Signature, Tensor
 from model_repo.config import parse_config
 
+#: The file of class names, beside config.pbtxt.
+LABELS: Final = "labels.txt"
 _BACKENDS: Final = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 
-def make_config(name: str, engine: str, signature: Signature, *, rows_max: int, rows_best: int) -> str:
+def make_config(
+    name: str,
+    engine: str,
+    signature: Signature,
+    *,
+    rows_max: int,
+    rows_best: int,
+    labelled: str = "",
+    count: int = 0,
+) -> str:
     """The text, already checked as the engine will check it. `rows_max` 0: no batch.
 
+    `labelled`: the output whose last axis has the `count` names of `LABELS`; empty: none.
+
     Raises:
+        UsageFault: that axis has another size.
         model_repo.errors.ConfigError: an interface that the engine does not serve.
     """
     message = model_config_pb2.ModelConfig(name=name, backend=_BACKENDS[engine], max_batch_size=rows_max)
@@ -22,6 +37,8 @@ def make_config(name: str, engine: str, signature: Signature, *, rows_max: int, 
         _fill(message.input.add(), tensor, rows_max)
     for tensor in signature.outputs:
         _fill(message.output.add(), tensor, rows_max)
+        if tensor.name == labelled:
+            _name_classes(message.output[-1], tensor, count)
     message.instance_group.add(count=1, kind=model_config_pb2.ModelInstanceGroup.KIND_CPU)
     if rows_max > 1:
         message.dynamic_batching.preferred_batch_size.append(rows_best)
@@ -29,6 +46,27 @@ def make_config(name: str, engine: str, signature: Signature, *, rows_max: int, 
     text = str(text_format.MessageToString(message))
     parse_config(text, name=name)
     return text
+
+
+def class_output(signature: Signature, asked: str) -> str:
+    """The output that class names go with: the one asked for, or the first with scores of one axis a row.
+
+    Raises:
+        UsageFault: there is none.
+    """
+    axes = 2 if signature.batch_axis else 1
+    for tensor in signature.outputs:
+        if tensor.name == asked or (not asked and len(tensor.shape) == axes and tensor.datatype.startswith("FP")):
+            return tensor.name
+    raise UsageFault("class_names", "no output has scores of classes", next_step="name it with --label-output")
+
+
+def _name_classes(field: Any, tensor: Tensor, count: int) -> None:
+    size = tensor.shape[-1] if tensor.shape else 1
+    if isinstance(size, int) and size != count:
+        text = f"{count} class names for the {size} scores of '{tensor.name}'"
+        raise UsageFault("class_names", text, next_step="give one name a line, in the order of the scores")
+    field.label_filename = LABELS
 
 
 def _dims(tensor: Tensor, rows_max: int) -> list[int]:

@@ -17,11 +17,13 @@ from tritonclient.grpc import model_config_pb2
 
 from converters.cache import cache_key, find_entry, keep_entry, locked_entry, source_digest
 from converters.child import Event, Limits, run_child
+from converters.config_text import LABELS
 from converters.errors import ConvertError, UnfitTarget, UsageFault
 from converters.formats import ONNX, recognise
 from converters.host import host_facts, tool_versions
 from converters.imports import Foreign, bring_in, open_foreign
 from converters.job import Job
+from converters.keeping import with_source
 from converters.report_html import render_report
 from converters.script import render_script
 from converters.toolchains.store import default_root
@@ -36,6 +38,7 @@ class Request:
 
     Of a framework's source only: `framework` where several read its format, `code` and `inputs` where the file does not
     say all (docs/converters.md), `toolchains`: where the environments lie, the user's cache if None.
+    `keeps_source`: the version carries its ONNX source, to be made anew elsewhere.
     """
 
     source: Path
@@ -49,6 +52,7 @@ class Request:
     code: Path | None = None
     inputs: tuple[str, ...] = ()
     toolchains: Path | None = None
+    keeps_source: bool = False
 
 
 def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, Any]:
@@ -63,10 +67,13 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
     foreign = _open_foreign(request)
     if request.data is not None and not request.data.is_file():
         raise UsageFault("data", f"{request.data} is not there", next_step="give an npz file")
+    if job.labels and request.data is None:
+        raise UsageFault("labels", f"--labels '{job.labels}' is an array of --data", next_step="give --data too")
     request.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="work-", dir=request.cache) as folder:
         work = Path(folder)
-        sha256 = foreign.sha256 if foreign else _probe(request, work, on_event)
+        external = [] if foreign else _probe(request, work, on_event)
+        sha256 = foreign.sha256 if foreign else source_digest(request.source, external)
         tools = {**tool_versions(), **(foreign.key_parts() if foreign else {})}
         key = cache_key(job, sha256, request.data, tools=tools, host=host_facts())
         with locked_entry(request.cache, key) as entry:
@@ -75,7 +82,7 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
             if report is None:
                 report = _build(request, sha256, work, on_event, foreign)
                 keep_entry(entry, work)
-            published = _publish(request, entry)
+            published = _publish(request, entry, external, work)
     report = {
         **report,
         "name": published.name,
@@ -87,11 +94,11 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
     return report
 
 
-def _probe(request: Request, work: Path, on_event: Callable[[Event], None]) -> str:
-    """Refuses what is not safe; the digest of the model and its weights."""
+def _probe(request: Request, work: Path, on_event: Callable[[Event], None]) -> list[str]:
+    """Refuses what is not safe; the names of the files that the weights lie in."""
     asked = {"verb": "probe", "source": str(request.source.absolute())}
-    found = run_child(asked, work, request.limits, on_event)
-    return source_digest(request.source, found["external"])
+    found: list[str] = run_child(asked, work, request.limits, on_event)["external"]
+    return found
 
 
 def _open_foreign(request: Request) -> Foreign | None:
@@ -103,6 +110,9 @@ def _open_foreign(request: Request) -> Foreign | None:
                 "input", "--input does not go with ONNX, which states its inputs", next_step="leave it out"
             )
         return None
+    if request.keeps_source:
+        text = "--keep-source is for ONNX: what another framework reads cannot be made anew without its toolchain"
+        raise UsageFault("keep_source", text, next_step="leave it out")
     return open_foreign(found, request.source, request.code, request.inputs, request.toolchains or default_root())
 
 
@@ -154,13 +164,19 @@ def _copy_failures(out: Path, work: Path) -> None:
         shutil.copytree(work / "failures", out / "failures", dirs_exist_ok=True)
 
 
-def _publish(request: Request, entry: Path) -> Published:
+def _publish(request: Request, entry: Path, external: list[str], work: Path) -> Published:
     """Raises: UnfitTarget: the repository does not take it."""
     message = model_config_pb2.ModelConfig()
     text_format.Parse((entry / "config.pbtxt").read_text(), message)
     message.name = request.job.name
     try:
-        return publish(request.repository, request.job.name, entry / "bundle", text_format.MessageToString(message))
+        names = request.job.class_names
+        shared = {LABELS: "".join(f"{name}\n" for name in names).encode()} if names else None
+        text = text_format.MessageToString(message)
+        bundle = entry / "bundle"
+        if request.keeps_source:
+            bundle = with_source(bundle, request.source, external, request.job, work / "with-source")
+        return publish(request.repository, request.job.name, bundle, text, shared=shared)
     except RepositoryError as error:
         raise UnfitTarget("publish", str(error), next_step="choose another --name or --repository") from error
 

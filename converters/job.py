@@ -17,6 +17,8 @@ NOT_OFFERED: Final[Mapping[tuple[str, str], str]] = {
     **{("openvino", name): _NO_FORM for name in ("int8_dynamic", "int8_weights", "int4_weights")},
 }
 BATCH_ROWS_MAX: Final = 256
+CLASS_NAMES_MAX: Final = 100_000
+CLASS_NAME_CHARS_MAX: Final = 200
 _DIM: Final = re.compile(r"([A-Za-z_][\w.:/-]{0,99})=(\d{1,7})(?:\.\.(\d{1,7}))?\Z")
 
 
@@ -25,6 +27,8 @@ class Job:
     """`dims`: size range of named variable axes. `budgets`: factor on the error budget of a precision.
 
     `threads` are those of one run, as the engine is told. `rounds` of measurement give one median.
+    `labels`: array of the data with a label a row; `label_output`: what it is of, empty: the first that fits;
+    `metric_drop`: how much of the task metric a variant may lose, a share. `class_names`: in the order of the scores.
     """
 
     name: str
@@ -37,6 +41,10 @@ class Job:
     threads: int = 1
     rounds: int = 9
     seed: int = 0
+    labels: str = ""
+    label_output: str = ""
+    metric_drop: float = 0.01
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _known("--to", self.engines, ENGINES)
@@ -46,6 +54,9 @@ class Job:
         _within("--batch-max", self.batch_rows_max, 1, BATCH_ROWS_MAX)
         _within("--threads", self.threads, 1, 64)
         _within("--rounds", self.rounds, 3, 99)
+        if not 0 <= self.metric_drop <= 1:
+            raise UsageFault("range", f"--metric-drop {self.metric_drop} is outside 0..1", next_step="see --help")
+        _check_names(self.class_names)
         for precision, factor in self.budgets.items():
             if not 0 < factor <= 100:
                 raise UsageFault("budget", f"--budget {precision}={factor} is outside 0..100", next_step="see --help")
@@ -58,7 +69,7 @@ class Job:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Job":
         """Raises: UsageFault."""
-        tuples = {key: tuple(value[key]) for key in ("engines", "precisions") if key in value}
+        tuples = {key: tuple(value[key]) for key in ("engines", "precisions", "class_names") if key in value}
         dims = {name: (int(low), int(high)) for name, (low, high) in value.get("dims", {}).items()}
         try:
             return cls(**{**value, **tuples, "dims": dims})
@@ -96,6 +107,16 @@ def parse_budgets(texts: list[str]) -> dict[str, float]:
         except ValueError as error:
             raise UsageFault("budget", f"--budget {text!r} is not PRECISION=FACTOR", next_step="see --help") from error
     return found
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    if len(names) > CLASS_NAMES_MAX:
+        text = f"--class-names: {len(names)} names, more than {CLASS_NAMES_MAX}"
+        raise UsageFault("class_names", text, next_step="give fewer")
+    for name in names:
+        if not 1 <= len(name) <= CLASS_NAME_CHARS_MAX or not name.isprintable():
+            text = f"--class-names: {name[:40]!r} is empty, over {CLASS_NAME_CHARS_MAX} long or not printable"
+            raise UsageFault("class_names", text, next_step="give one name a line")
 
 
 def _known(option: str, values: Any, known: tuple[str, ...]) -> None:

@@ -154,7 +154,7 @@ def _pack_products(model: Any, bits: int) -> int:
 
 
 def pack_blocks(matrix: Array, bits: int) -> tuple[Array, Array]:
-    """`matrix: float32[rows, columns]` → `uint8[columns, blocks, BLOCK · bits / 8]`, `float32[columns · blocks]` scales.
+    """`matrix: float32[rows, columns]` → codes `uint8[columns, blocks, bytes]`, scales `float32[columns · blocks]`.
 
     Each block of `BLOCK` rows of a column has one scale, so that its greatest value, with its sign, takes the lowest
     code; code 2^(bits-1) is zero. Of two codes in a byte the first is in the lower half.

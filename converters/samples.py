@@ -51,7 +51,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
-    """Rows given by a person, in two disjoint parts. Arrays by input name, rows first. `sha256` of both parts."""
+    """Rows given by a person, in two disjoint parts. Arrays by input name, rows first. `sha256` of both parts.
+
+    `labels`: of the judged rows, one a row.
+    """
 
     calibration: Feeds
     judged: Feeds
@@ -59,6 +62,7 @@ class Data:
     rows_judged: int
     duplicates: int
     sha256: str
+    labels: Array | None = None
 
 
 def make_cases(signature: Signature, job: Job, data: Data | None) -> Iterator[Case]:
@@ -140,10 +144,11 @@ def _data_cases(signature: Signature, data: Data) -> Iterator[Case]:
         yield Case(kind="data", rows=rows if signature.batch_axis else 0, sizes=sizes, feeds=feeds)
 
 
-def read_data(path: Path, signature: Signature, seed: int) -> Data:
+def read_data(path: Path, signature: Signature, seed: int, *, labels: str = "") -> Data:
     """The rows of an npz file (one array an input, rows first), split into calibration and judged parts.
 
     Without a batch axis each row is one whole input. Equal rows count once, so that no row is on both sides.
+    `labels`: name of a further array with a label a row.
 
     Raises:
         UsageFault: missing, no npz, objects in it, tensors that do not fit, or too few rows.
@@ -154,6 +159,8 @@ def read_data(path: Path, signature: Signature, seed: int) -> Data:
     counts = {len(arrays[tensor.name]) for tensor in signature.inputs}
     if len(counts) != 1:
         raise UsageFault("data", f"{path.name}: its inputs have different numbers of rows", next_step="make them equal")
+    if labels:
+        _check_labels(arrays, labels, min(counts))
     names = sorted(tensor.name for tensor in signature.inputs)
     digests = [_row_digest(arrays, names, row) for row in range(counts.pop())]
     rows = list(dict(zip(reversed(digests), reversed(range(len(digests))), strict=True)).values())
@@ -171,7 +178,16 @@ def read_data(path: Path, signature: Signature, seed: int) -> Data:
         rows_judged=len(judged),
         duplicates=len(digests) - len(rows),
         sha256=hashlib.sha256(b"".join(digests)).hexdigest(),
+        labels=arrays[labels][judged] if labels else None,
     )
+
+
+def _check_labels(arrays: Mapping[str, Array], name: str, rows: int) -> None:
+    found = arrays.get(name)
+    if found is None or found.ndim == 0 or len(found) != rows:
+        said = "is not there" if found is None else f"has shape {list(found.shape)}"
+        text = f"the data's labels '{name[:80]}': {said}, and there are {rows} rows"
+        raise UsageFault("labels", text, next_step="put an array with one label a row into the npz file")
 
 
 def _load(path: Path) -> dict[str, Array]:

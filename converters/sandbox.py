@@ -6,6 +6,7 @@ What the kernel or the rights of the user do not allow is reported by name, neve
 import ctypes
 import os
 import resource
+import signal
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Final
 
 _CLONE_NEWNET: Final = 0x40000000
 _CLONE_NEWUSER: Final = 0x10000000
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
 #: Of Landlock (x86-64 and arm64 share these numbers).
 _CREATE_RULESET: Final = 444
@@ -24,6 +26,13 @@ _WRITE_ACCESS: Final = (1 << 1) | sum(1 << bit for bit in range(4, 13))
 #: EXECUTE, READ_FILE, READ_DIR; of a single file the first two.
 _READ_ACCESS: Final = (1 << 0) | (1 << 2) | (1 << 3)
 _READ_FILE_ACCESS: Final = (1 << 0) | (1 << 2)
+
+
+def die_with(parent_pid: int) -> None:
+    """From now on the kernel ends this process with the one that started it; at once if that is gone already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent_pid:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def restrict(

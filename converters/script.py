@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from converters.config_text import LABELS
 from converters.job import Job
 
 
@@ -38,6 +39,12 @@ def _words(source: str, data: Path | None, job: Job) -> list[str]:
         words += ["--budget", f"{name}={factor}"]
     if data is not None:
         words += ["--data", data.name]
+    if job.labels:
+        words += ["--labels", job.labels, "--metric-drop", str(job.metric_drop)]
+    if job.label_output:
+        words += ["--label-output", job.label_output]
+    if job.class_names:
+        words += ["--class-names", LABELS]
     words += ["--optimize", job.optimize, "--batch-max", str(job.batch_rows_max), "--threads", str(job.threads)]
     words += ["--rounds", str(job.rounds), "--seed", str(job.seed)]
     return [shlex.quote(word) for word in words]

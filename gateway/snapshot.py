@@ -45,7 +45,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     version: int
-    #: "free" and "internal" calls are recorded and posted at zero price; "priced" calls at the price book.
+    #: "free" and "internal" calls are recorded and posted at zero price; "priced" calls at the price book's, and
+    #: "prepaid" ones as well, out of the tenant's wallet.
     pricing: str
     #: Sustained rate: `rate_calls` per `rate_window_s` (GCRA emission interval = window / calls).
     rate_calls: int | None = None

@@ -92,7 +92,7 @@ def measure_case(case: Case, folder: Path, *, rounds: int) -> dict[str, Any]:
         "timed_with": {name: list(array.shape) for name, array in case.feeds.items()},
         "selected": report.get("selected"),
         "evidence": report["evidence"],
-        "task": report.get("task"),
+        "task": next((one["task"] for one in report["variants"] if one["status"] == "selected"), None),
         "variants": variants,
         "converted_s": wall_s,
         "source_bytes": case.source.stat().st_size,

@@ -108,11 +108,14 @@ def ask(contender: Contender, count: int) -> list[int]:
     assert contender.grpc is not None
     with grpc.insecure_channel(contender.grpc.removeprefix("http://")) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-        for reply in stub.ModelStreamInfer(iter([request]), metadata=tuple(contender.headers), timeout=30):
-            if reply.error_message:
-                raise BenchError(f"a stream's fault: {reply.error_message}")
-            raw = reply.infer_response.raw_output_contents
-            tokens += [int.from_bytes(data, "little") for data in raw]
+        try:
+            for reply in stub.ModelStreamInfer(iter([request]), metadata=tuple(contender.headers), timeout=30):
+                if reply.error_message:
+                    raise BenchError(f"a stream's fault: {reply.error_message}")
+                raw = reply.infer_response.raw_output_contents
+                tokens += [int.from_bytes(data, "little") for data in raw]
+        except grpc.RpcError as error:
+            raise BenchError(f"a stream failed: {error}") from error
     return tokens
 
 

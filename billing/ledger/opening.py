@@ -31,8 +31,12 @@ def open_ledger(data_dir: Path) -> SqlLedger:
     return open_postgres_ledger(url)
 
 
-def open_ledger_reader(data_dir: Path) -> sqlite3.Connection:
-    """A connection to the data directory's ledger for queries only. Raises LedgerUnavailable, LedgerError."""
+def open_ledger_reader(data_dir: Path, *, tenant: str | None = None) -> sqlite3.Connection:
+    """A connection to the data directory's ledger for queries only. Raises LedgerUnavailable, LedgerError.
+
+    With `tenant` a PostgreSQL ledger shows that tenant's rows and no others, whatever is asked; SQLite has no such
+    rights, there the queries alone decide (docs/adr/0011-row-level-security.md).
+    """
     url = ledger_url(data_dir)
     if url == SQLITE_URL:
         return open_reader(data_dir / LEDGER_FILE)
@@ -40,7 +44,7 @@ def open_ledger_reader(data_dir: Path) -> sqlite3.Connection:
         from billing.ledger.postgres import open_postgres_reader
     except ImportError as error:
         raise LedgerError(_NO_DRIVER) from error
-    return open_postgres_reader(url)
+    return open_postgres_reader(url, tenant=tenant)
 
 
 def ledger_url(data_dir: Path) -> str:

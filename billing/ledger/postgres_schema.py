@@ -27,6 +27,33 @@ _TABLE: Final = re.compile(r"CREATE TABLE (?:IF NOT EXISTS )?(\w+) \(\s*(\w+) IN
 #: A call's row and its key are written a million times: small numbers take small columns. A ledger made before has
 #: BIGINT there, which every statement takes as well.
 _NARROW_TYPES: Final = {"kind": "SMALLINT", "n": "SMALLINT", "facet_id": "INT", "log_id": "INT"}
+#: Tables that name no tenant: whose a row is, by what it hangs on (which has a rule of its own).
+_OWN_BY_PARENT: Final = {
+    "tenant": "name = current_setting('tollway.tenant', true)",
+    "entry": "EXISTS (SELECT 1 FROM journal_tx p WHERE p.tx_id = entry.tx_id)",
+    "seal": "EXISTS (SELECT 1 FROM journal_tx p WHERE p.tx_id = seal.tx_id)",
+    # Names only, and of what the tenant's own rows point to.
+    "account": "EXISTS (SELECT 1 FROM entry p WHERE p.account_id = account.account_id)",
+    "facet": "EXISTS (SELECT 1 FROM usage_event p WHERE p.facet_id = facet.facet_id)",
+    "ended": "EXISTS (SELECT 1 FROM usage_event p WHERE p.event_id = ended.event_id)",
+    # Others may have entries in it: its balance is the tenant's only where its name says so.
+    "wallet_balance": "EXISTS (SELECT 1 FROM account p WHERE p.account_id = wallet_balance.account_id AND"
+    " starts_with(p.name || ':', 'contract_liability:prepaid:' || current_setting('tollway.tenant', true) || ':'))",
+    "transfer_open": "EXISTS (SELECT 1 FROM transfer p WHERE p.transfer_id = transfer_open.transfer_id)",
+    "invoice_step": "EXISTS (SELECT 1 FROM invoice p WHERE p.document_id = invoice_step.document_id)",
+    "item_billed": "EXISTS (SELECT 1 FROM pending_item p WHERE p.item_id = item_billed.item_id)",
+    "payment_attempt": "EXISTS (SELECT 1 FROM invoice p WHERE p.document_id = payment_attempt.document_id)",
+    "payment_result": "EXISTS (SELECT 1 FROM payment_attempt p WHERE p.attempt_id = payment_result.attempt_id)",
+    "dunning_step": "EXISTS (SELECT 1 FROM invoice p WHERE p.document_id = dunning_step.document_id)",
+    "credit_burn": "EXISTS (SELECT 1 FROM credit_grant p WHERE p.grant_id = credit_burn.grant_id)",
+    "recognition": "EXISTS (SELECT 1 FROM contract p WHERE p.contract_id = recognition.contract_id)",
+    "top_up_step": "EXISTS (SELECT 1 FROM top_up p WHERE p.top_up_id = top_up_step.top_up_id)",
+    "top_up_booked": "EXISTS (SELECT 1 FROM top_up p WHERE p.top_up_id = top_up_booked.top_up_id)",
+    "billing_setting": "name = 'seller'",
+}
+#: Every tenant may read these: which workers wrote logs, what models cost (every proof of a bill holds it), and which
+#: tables there are.
+_OPEN_TO_TENANTS: Final = ("log", "price_book", "sqlite_schema")
 _NARROW: Final = re.compile(rf"\b({'|'.join(_NARROW_TYPES)}) INTEGER NOT NULL")
 #: Tables whose writers always give the id: a trigger per row would cost as much as the row.
 _NUMBERED_BY_WRITER: Final = frozenset(
@@ -52,17 +79,39 @@ def ensure_postgres_schema(connection: "psycopg.Connection[tuple[object, ...]]")
         have = int(str(row[0]))
         if have > SCHEMA_VERSION:
             raise LedgerError(f"the ledger has schema {have}, this release reads {SCHEMA_VERSION}")
-        if have == SCHEMA_VERSION:
-            return
-        if have == 0:
-            for statement in _HELPERS:
-                connection.execute(statement)
-        for statement in postgres_statements(schema_sql(have)):
+        if have < SCHEMA_VERSION:
+            _bring_up(connection, have)
+        _ensure_own(connection)
+
+
+def _bring_up(connection: "psycopg.Connection[tuple[object, ...]]", have: int) -> None:
+    if have == 0:
+        for statement in _HELPERS:
             connection.execute(statement)
-        if have == 0:
-            for statement in _SUMS:
-                connection.execute(statement)
-        connection.execute("INSERT INTO ledger_schema VALUES (%s)", (SCHEMA_VERSION,))
+    for statement in postgres_statements(schema_sql(have)):
+        connection.execute(statement)
+    if have == 0:
+        for statement in _SUMS:
+            connection.execute(statement)
+    connection.execute("INSERT INTO ledger_schema VALUES (%s)", (SCHEMA_VERSION,))
+
+
+def _ensure_own(connection: "psycopg.Connection[tuple[object, ...]]") -> None:
+    """Rules of `_OWN_BY_PARENT` that a table made by an older release does not have yet."""
+    tables = {
+        str(name) for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'tollway'")
+    }
+    ruled = {
+        str(name)
+        for (name,) in connection.execute(
+            "SELECT tablename FROM pg_policies WHERE schemaname = 'tollway' AND policyname = 'own'"
+        )
+    }
+    for name in sorted((tables & _OWN_BY_PARENT.keys()) - ruled):
+        for statement in _own_rows(name, _OWN_BY_PARENT[name]):
+            connection.execute(statement.encode())
+    for name in _OPEN_TO_TENANTS:
+        connection.execute(f"GRANT SELECT ON {name} TO {TENANT}".encode())
 
 
 def postgres_statements(script: str) -> list[str]:
@@ -111,17 +160,15 @@ def _row_security(name: str, statement: str) -> list[str]:
         own = "tenant_id = (SELECT t.tenant_id FROM tenant t WHERE t.name = current_setting('tollway.tenant', true))"
     elif re.search(r"\btenant TEXT\b", statement):
         own = "tenant = current_setting('tollway.tenant', true)"
-    elif name == "tenant":
-        own = "name = current_setting('tollway.tenant', true)"
-    elif name == "entry":
-        own = "EXISTS (SELECT 1 FROM journal_tx j WHERE j.tx_id = entry.tx_id)"
-    elif name in {"account", "facet"}:
-        # Names only, and of what the tenant's own rows point to.
-        column = f"{name}_id"
-        table = "entry" if name == "account" else "usage_event"
-        own = f"EXISTS (SELECT 1 FROM {table} x WHERE x.{column} = {name}.{column})"  # noqa: S608
+    elif name in _OWN_BY_PARENT:
+        own = _OWN_BY_PARENT[name]
     else:
         return []
+    return _own_rows(name, own)
+
+
+def _own_rows(name: str, own: str) -> list[str]:
+    """A tenant's role reads the rows of `name` for which `own` holds; staff reads and writes all."""
     return [
         f"GRANT SELECT ON {name} TO {TENANT}",
         f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY",

@@ -146,7 +146,8 @@ CREATE TRIGGER transfer_open_ended BEFORE DELETE ON transfer_open
 WHEN NOT EXISTS (SELECT 1 FROM transfer WHERE pending_id = OLD.transfer_id)
 BEGIN SELECT RAISE(ABORT, 'transfer_open: is closed only by a post or a void'); END;
 """
-#: What version 3 added: the balances of guarded accounts, and how much of a wallet each usage log may still spend.
+#: What version 3 added: the balances of guarded accounts, how much of a wallet each usage log may still spend, and what
+#: `billing.wallets` keeps.
 #: `ceiling_nanos` is what the log's prepaid calls may cost in all, `used_nanos` what was decided of them; the rest is
 #: held by the pending transfer `lease_id` ("": nothing is), which was made when `held_from_nanos` had been used.
 _WALLETS: Final = """
@@ -160,13 +161,27 @@ CREATE TABLE fund_lease (
   held_from_nanos INTEGER NOT NULL, lease_id TEXT NOT NULL, PRIMARY KEY (log_id, tenant, currency),
   CHECK (0 <= held_from_nanos AND held_from_nanos <= used_nanos AND used_nanos <= ceiling_nanos)) STRICT;
 CREATE INDEX fund_lease_by_transfer ON fund_lease (lease_id);
+CREATE TABLE wallet (
+  tenant TEXT NOT NULL, currency TEXT NOT NULL, low_nanos INTEGER NOT NULL, is_low INTEGER NOT NULL,
+  updated_ns INTEGER NOT NULL, PRIMARY KEY (tenant, currency)) STRICT;
+CREATE TABLE top_up (
+  top_up_id TEXT PRIMARY KEY, tenant TEXT NOT NULL, currency TEXT NOT NULL, amount_nanos INTEGER NOT NULL,
+  source TEXT NOT NULL, provider TEXT NOT NULL, created_ns INTEGER NOT NULL) STRICT;
+CREATE INDEX top_up_by_tenant ON top_up (tenant, top_up_id);
+CREATE TABLE top_up_step (
+  top_up_id TEXT NOT NULL REFERENCES top_up, n INTEGER NOT NULL, outcome TEXT NOT NULL, reference TEXT NOT NULL,
+  amount_nanos INTEGER NOT NULL, code TEXT NOT NULL, at_ns INTEGER NOT NULL, tx_id INTEGER NOT NULL,
+  PRIMARY KEY (top_up_id, n)) STRICT;
+CREATE TABLE top_up_booked (
+  provider TEXT NOT NULL, reference TEXT NOT NULL, top_up_id TEXT NOT NULL REFERENCES top_up,
+  PRIMARY KEY (provider, reference)) STRICT;
 """
 
 #: (version, tables and guards, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (1, _TABLES + _GUARDS, APPEND_ONLY),
     (2, _PERIODS, ("period", "period_balance", "transfer")),
-    (3, _WALLETS, ()),
+    (3, _WALLETS, ("top_up", "top_up_step", "top_up_booked")),
 )
 
 

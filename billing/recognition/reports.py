@@ -133,10 +133,11 @@ _ROLL_FORWARD: Final = """
 SELECT a.name, a.currency,
   COALESCE(SUM(CASE WHEN t.posted_ns < :since THEN e.amount_nanos END), 0),
   COALESCE(SUM(CASE WHEN t.posted_ns >= :since AND t.kind NOT IN ('recognition', 'breakage', 'credit_note', 'void',
-    'usage') THEN e.amount_nanos END), 0),
+    'usage', 'wallet_refund') THEN e.amount_nanos END), 0),
   COALESCE(SUM(CASE WHEN t.posted_ns >= :since AND t.kind IN ('recognition', 'breakage', 'usage')
     THEN e.amount_nanos END), 0),
-  COALESCE(SUM(CASE WHEN t.posted_ns >= :since AND t.kind IN ('credit_note', 'void') THEN e.amount_nanos END), 0)
+  COALESCE(SUM(CASE WHEN t.posted_ns >= :since AND t.kind IN ('credit_note', 'void', 'wallet_refund')
+    THEN e.amount_nanos END), 0)
 FROM entry e JOIN account a USING (account_id) JOIN journal_tx t USING (tx_id)
 WHERE a.name LIKE :prefix AND t.posted_ns < :until
 GROUP BY a.account_id ORDER BY a.name, a.currency

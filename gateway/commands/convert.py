@@ -37,15 +37,16 @@ def convert(
     labels: Annotated[str, typer.Option(help="Array of --data with a label a row: classes, or wanted outputs.")] = "",
     label_output: Annotated[str, typer.Option(help="The output that labels and class names are of.")] = "",
     metric_drop: Annotated[float, typer.Option(help="How much of the task metric may be lost, as a share.")] = 0.01,
-    class_names: Annotated[
-        Path | None, typer.Option(help="Text file, a class a line: labels.txt of the model.")
-    ] = None,
+    class_names: Annotated[Path | None, typer.Option(help="Text file, a class a line: labels.txt.")] = None,
     framework: Annotated[str, typer.Option("--from", help="Framework of weights or code; torch if not given.")] = "",
     code: Annotated[Path | None, typer.Option(help="Python file that builds the model around the weights.")] = None,
     model_input: Annotated[
         list[str] | None, typer.Option("--input", help="Of a source that does not say: NAME=TYPE[AXIS,AXIS].")
     ] = None,
     toolchains: Toolchains = None,
+    keep_source: Annotated[
+        bool, typer.Option("--keep-source", help="Publish the ONNX source too: `tollway models rebuild` needs it.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for the reports; NAME-conversion if not given.")] = None,
     cache: Annotated[Path, typer.Option(help="Folder of finished conversions.")] = Path(".tollway-convert-cache"),
     memory_bytes: Annotated[int, typer.Option(help="Address space of the child.", min=1 << 28)] = 8 << 30,
@@ -66,6 +67,7 @@ def convert(
         "code": str(code) if code is not None else "",
         "inputs": model_input or [],
         "toolchains": str(toolchains) if toolchains is not None else "",
+        "keep_source": keep_source,
         "limits": {"memory_bytes_max": memory_bytes, "time_s_max": time_s},
         "job": {
             "name": name,

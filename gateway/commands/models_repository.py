@@ -47,7 +47,7 @@ Trusted = Annotated[list[str] | None, typer.Option("--trusted", help="Public key
 
 
 @contextmanager
-def _opened(repository: str) -> Iterator[ModelStore]:
+def opened(repository: str) -> Iterator[ModelStore]:
     """The store; whatever is wrong with it or in it ends the command with one line and exit code 1."""
     try:
         yield open_store(repository)
@@ -68,7 +68,7 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Publish a version as it is, whole and immutable; a manifest is made where there is none."""
-    with _opened(repository) as store, tempfile.TemporaryDirectory(prefix="tollway-publish-") as temporary:
+    with opened(repository) as store, tempfile.TemporaryDirectory(prefix="tollway-publish-") as temporary:
         files, path = _find_parts(source, config)
         text = _named(_read_text(path), name)
         signer = read_key(key) if key is not None else None
@@ -125,7 +125,7 @@ def _named(text: str, name: str) -> str:
 def show(repository: str, name: str | None, *, as_json: bool) -> None:
     """What `tollway models list --repository` prints: the versions that lie there."""
     rows: list[lifecycle.Looked] = []
-    with _opened(repository) as store:
+    with opened(repository) as store:
         for own in [name] if name is not None else store.names():
             rows += lifecycle.look(store, lifecycle.get_model(store, own), read_host())
     if as_json:
@@ -145,7 +145,7 @@ def diff(
     model: Model, before: Version, after: Version, *, repository: Repository = REPOSITORY, as_json: AsJson = False
 ) -> None:
     """What two versions differ in: files, what they need of a host, source, tools, accuracy, speed."""
-    with _opened(repository) as store:
+    with opened(repository) as store:
         found = lifecycle.compare(store, model, before, after)
     if as_json:
         print_json({"model": model, "before": before, "after": after, "differences": [asdict(one) for one in found]})
@@ -163,7 +163,7 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Let a version, as its bytes are now, serve where approval is required."""
-    with _opened(repository) as store:
+    with opened(repository) as store:
         if withdraw:
             release = lifecycle.withdraw(store, model, version)
         else:
@@ -183,7 +183,7 @@ def alias(
     """Point an alias at a version; `stable` is what calls without a version get."""
     if (version is None) != remove:
         fail("give a version, or --remove")
-    with _opened(repository) as store:
+    with opened(repository) as store:
         release = lifecycle.name_version(store, model, name, version)
     said = f"{name} is removed" if version is None else f"{name} is version {version}"
     _told(model, release, said, as_json=as_json)
@@ -215,7 +215,7 @@ def verify(
 ) -> None:
     """Check every byte against the manifests, and signatures where keys are given; exit 1 if anything is wrong."""
     rows: list[dict[str, Any]] = []
-    with _opened(repository) as store:
+    with opened(repository) as store:
         keys = parse_trusted(trusted or ())
         for name in [model] if model is not None else store.names():
             state = lifecycle.get_model(store, name)
@@ -247,7 +247,7 @@ def gc(
     """Remove old versions; never one that is served, has an alias, is the newest approved, or the newest."""
     rows: list[dict[str, Any]] = []
     served = {} if offline else _served(data_dir)
-    with _opened(repository) as store:
+    with opened(repository) as store:
         for name in models or store.names():
             state = lifecycle.get_model(store, name)
             own = served.get(name, set()) | set(state.config.versions.choose(state.versions))
@@ -309,7 +309,7 @@ def sign(
     as_json: AsJson = False,
 ) -> None:
     """Sign a version that is published, after checking that it is whole."""
-    with _opened(repository) as store:
+    with opened(repository) as store:
         signer = read_key(key)
         release = lifecycle.sign(store, model, version, signer)
     _told(model, release, f"version {version} is signed by {signer.key_id}", as_json=as_json)
@@ -322,7 +322,7 @@ def pull_(
     as_json: AsJson = False,
 ) -> None:
     """Bring a repository folder in line with a store, for an engine to serve from; exit 1 if a model failed."""
-    with _opened(source) as store:
+    with opened(source) as store:
         pulled = pull(store, into)
     if as_json:
         print_json({"from": store.address, "into": os.fspath(into), "models": [asdict(one) for one in pulled]})

@@ -68,6 +68,7 @@ def _run(arguments: argparse.Namespace) -> None:
                     relayed=relayed,
                     clock=clock,
                     providers=load_providers(settings.data_dir),
+                    repository=next(iter(settings.model_repositories), None),
                     on_ready=lambda: _say_ready(arguments.ready_fd),
                 )
             )

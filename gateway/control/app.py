@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from billing.meter_client import ask_meter
 from gateway.control import (
     routes_billing,
+    routes_conversions,
     routes_me,
     routes_policy,
     routes_pricing,
@@ -25,6 +26,7 @@ from gateway.control import (
     routes_receipts,
     routes_reports,
     routes_system,
+    routes_wallets,
     routes_webhooks,
 )
 from gateway.control.errors import CODE_BY_STATUS, HTTP_STATUS, ControlCode, ControlError, error_body
@@ -71,7 +73,10 @@ def build_app(registry: Registry, data_dir: Path) -> FastAPI:
         routes_reports.router,
         routes_billing.router,
         routes_psp.router,
+        routes_conversions.router,
         routes_webhooks.router,
+        routes_wallets.router,
+        routes_wallets.mine,
         routes_me.router,
         routes_receipts.router,
         routes_receipts.mine,

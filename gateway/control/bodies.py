@@ -84,8 +84,9 @@ class PlanBody(Body):
     """A plan, or a new version of the plan of that name. A limit left out is unlimited."""
 
     name: Slug = Field(description="Its id. Adding a known name with other values makes its next version.")
-    pricing: Literal["free", "priced", "internal"] = Field(
-        description='"priced" calls cost what the price book says; "free" and "internal" ones are recorded at zero.'
+    pricing: Literal["free", "priced", "prepaid", "internal"] = Field(
+        description='"priced" calls cost what the price book says, "prepaid" ones as well, out of the tenant\'s wallet;'
+        ' "free" and "internal" ones are recorded at zero.'
     )
     rate_calls: int | None = Field(default=None, ge=1, le=CALLS_MAX, description="Sustained calls per window.")
     rate_window_s: int = Field(default=1, ge=1, le=WINDOW_S_MAX, description="That window, in seconds.")

@@ -93,7 +93,7 @@ def _prepaid_accounts(db: sqlite3.Connection, tenant: str, currency: str) -> lis
     """`contract_liability:prepaid:{tenant}` and its grants; a tenant whose id only begins the same is another."""
     account = f"contract_liability:prepaid:{tenant}"
     rows = db.execute(
-        "SELECT name FROM account WHERE currency = ? AND (name = ? OR substr(name, 1, ?) = ?)",
-        (currency, account, len(account) + 1, f"{account}:"),
+        "SELECT name FROM account WHERE currency = ? AND (name = ? OR substr(name, 1, length(?)) = ?)",
+        (currency, account, f"{account}:", f"{account}:"),
     )
     return [name for (name,) in rows]

@@ -77,10 +77,13 @@ class Money:
             retry_after_s = 1 if code is ControlCode.UNAVAILABLE else None
             raise ControlError(code, str(error), retry_after_s=retry_after_s) from error
 
-    def read(self, question: Callable[[sqlite3.Connection], T]) -> T:
-        """The answer of one short query on the ledger. Raises ControlError."""
+    def read(self, question: Callable[[sqlite3.Connection], T], *, tenant: str | None = None) -> T:
+        """The answer of one short query on the ledger, with the rights of `tenant` alone where a database knows such.
+
+        Raises ControlError.
+        """
         with _translated():
-            db = open_ledger_reader(self._data_dir)
+            db = open_ledger_reader(self._data_dir, tenant=tenant)
             try:
                 if not has_schema(db):
                     raise LedgerUnavailable("the ledger has no invoices yet: start the meter of this release")

@@ -49,12 +49,12 @@ class Receipts:
 
     def head(self, tenant: str) -> Head:
         """A published head over all that is posted of `tenant`. Raises ControlError: nothing is, or it is broken."""
-        known, size = self._money.read(lambda db: (find_head(db, tenant), tree_size(db, tenant)))
+        known, size = self._money.read(lambda db: (find_head(db, tenant), tree_size(db, tenant)), tenant=tenant)
         if known is not None and known.size >= size:
             return known
         if not size:
             raise not_found("posted call of", tenant)
-        leaves = self._money.read(lambda db: tenant_leaves(db, tenant))
+        leaves = self._money.read(lambda db: tenant_leaves(db, tenant), tenant=tenant)
         if known is not None and root_of(leaves[: known.size]).hex() != known.root:
             _log.error("tree_head_broken tenant=%s size=%d", tenant, known.size)
             raise ControlError(ControlCode.CONFLICT, f"the books of {tenant!r} differ from the head of {known.size}")
@@ -65,7 +65,7 @@ class Receipts:
     def receipt(self, tenant: str, call_id: bytes) -> Receipt:
         """The receipt of a posted call. Raises ControlError: `tenant` has no such call."""
         head = self.head(tenant)
-        found = self._money.read(lambda db: receipt_under(db, head, call_id))
+        found = self._money.read(lambda db: receipt_under(db, head, call_id), tenant=tenant)
         if found is None:
             raise not_found("posted call", call_id.hex())
         return found
@@ -76,13 +76,13 @@ class Receipts:
         older = self._published(tenant, first)
         if older.size > newer.size:
             raise invalid(f"first: {first} is more than second, {newer.size}")
-        leaves = self._money.read(lambda db: tenant_leaves(db, tenant))[: newer.size]
+        leaves = self._money.read(lambda db: tenant_leaves(db, tenant), tenant=tenant)[: newer.size]
         path = tuple(node.hex() for node in consistency_path(leaves, older.size))
         return Consistency(first=older, second=newer, path=path)
 
     def proof(self, name: str, *, tenant: str | None = None) -> BillProof:
         """The proof of an invoice, of `tenant` only if given. Raises ControlError."""
-        document = self._money.read(lambda db: get_document(db, name))
+        document = self._money.read(lambda db: get_document(db, name), tenant=tenant)
         if tenant is not None and document.tenant != tenant:
             raise not_found("invoice", name)
         head, signer = self.head(document.tenant), signer_of(self._data_dir)
@@ -93,10 +93,10 @@ class Receipts:
         def make(db: sqlite3.Connection) -> BillProof:
             return make_proof(db, document, signer, self._now_ns(), head, PROOF_CALLS_MAX)
 
-        return self._money.read(make)
+        return self._money.read(make, tenant=document.tenant)
 
     def _published(self, tenant: str, size: int) -> Head:
-        found = self._money.read(lambda db: find_head(db, tenant, size))
+        found = self._money.read(lambda db: find_head(db, tenant, size), tenant=tenant)
         if found is None:
             raise not_found("published head of size", str(size))
         return found

@@ -194,7 +194,8 @@ def get_usage(
     tenant, zone = caller.tenant.tenant, caller.tenant.zone
     try:
         rows = money.read(
-            lambda db: usage_by(db, dimensions, tenant=tenant, since_ns=since_ns, until_ns=until_ns, zone=zone)
+            lambda db: usage_by(db, dimensions, tenant=tenant, since_ns=since_ns, until_ns=until_ns, zone=zone),
+            tenant=tenant,
         )
     except UsageError as error:
         raise invalid(str(error)) from error
@@ -209,7 +210,8 @@ def get_usage(
 @router.get("/balance")
 def get_balance(money: TheMoney, caller: Reader) -> BalanceView:
     """What is owed, what is paid ahead and what is not billed yet, as the ledger has it."""
-    return money.read(lambda db: balance_view(db, caller.tenant.tenant, caller.tenant.currency))
+    tenant, currency = caller.tenant.tenant, caller.tenant.currency
+    return money.read(lambda db: balance_view(db, tenant, currency), tenant=tenant)
 
 
 @router.get("/invoices")
@@ -218,20 +220,20 @@ def list_invoices(
 ) -> Page[InvoiceRowView]:
     """The tenant's invoices and credit notes, oldest first."""
     tenant = caller.tenant.tenant
-    rows = money.read(lambda db: store.list_invoices(db, tenant=tenant, after=after, limit=limit))
+    rows = money.read(lambda db: store.list_invoices(db, tenant=tenant, after=after, limit=limit), tenant=tenant)
     return Page(items=[row_view(row) for row in rows], next=rows[-1].document_id if len(rows) == limit else None)
 
 
 @router.get("/invoices/{name}")
 def get_invoice(money: TheMoney, caller: Reader, name: Name) -> InvoiceView:
     """One document by id or number."""
-    return money.read(lambda db: full_view(db, _own_document(db, name, caller)))
+    return money.read(lambda db: full_view(db, _own_document(db, name, caller)), tenant=caller.tenant.tenant)
 
 
 @router.get("/invoices/{name}/pdf", response_class=Response, responses={200: {"content": {"application/pdf": {}}}})
 def get_pdf(money: TheMoney, caller: Reader, name: Name) -> Response:
     """The document as PDF."""
-    return money.read(lambda db: pdf_response(db, _own_document(db, name, caller)))
+    return money.read(lambda db: pdf_response(db, _own_document(db, name, caller)), tenant=caller.tenant.tenant)
 
 
 @router.get("/webhooks")

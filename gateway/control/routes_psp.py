@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from billing.payments.port import Message, NotAuthentic, PaymentProvider
+from billing.wallets.commands import TOP_UP_PREFIX
 from gateway.control.errors import ControlCode, ControlError, not_found
 from gateway.control.money import Money
 from gateway.control.views import ErrorView, View
@@ -43,7 +44,8 @@ def _take(request: Request, name: str, body: bytes) -> TakenView:
     if message is None:
         return TakenView(is_news=False)
     money = Money(request.app.state.data_dir, registry, request.app.state.ask_meter)
-    answer = money.run(f"psp:{name}", "payment.told", f"psp:{name}:{message.event_id}", _body(name, message))
+    verb = "wallet.told" if message.document_id.startswith(TOP_UP_PREFIX) else "payment.told"
+    answer = money.run(f"psp:{name}", verb, f"psp:{name}:{message.event_id}", _body(name, message))
     return TakenView(is_news=bool(answer["is_news"]))
 
 

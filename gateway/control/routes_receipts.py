@@ -154,7 +154,7 @@ def _keys(request: Request) -> dict[str, str]:
 
 
 def _page(money: TheMoney, tenant: str, *, limit: int, after: int) -> Page[HeadView]:
-    heads = money.read(lambda db: list_heads(db, tenant, after=after, limit=limit))
+    heads = money.read(lambda db: list_heads(db, tenant, after=after, limit=limit), tenant=tenant)
     return Page(items=[_view(head) for head in heads], next=str(heads[-1].size) if len(heads) == limit else None)
 
 

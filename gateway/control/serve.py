@@ -21,6 +21,8 @@ from billing.payments.port import PaymentProvider
 from gateway.clock import Clock
 from gateway.control.app import build_app
 from gateway.control.billing_clock import ROUND_S, BillingClock
+from gateway.control.conversion_runner import Conversions
+from gateway.control.conversion_store import ConversionStore
 from gateway.control.equality_job import ROUND_S as EQUALITY_ROUND_S
 from gateway.control.equality_job import EqualityJob
 from gateway.control.guard import App, local_guard, token_guard
@@ -74,10 +76,16 @@ async def serve(
     clock: Clock,
     on_ready: Callable[[], None],
     providers: Mapping[str, PaymentProvider] | None = None,
+    repository: Path | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then end requests in flight. `on_ready` is called once all listeners accept."""
+    """Serve until SIGTERM or SIGINT, then end requests in flight. `on_ready` is called once all listeners accept.
+
+    `repository`: where conversions publish; None: there are none.
+    """
     application = build_app(control.registry, data_dir)
     application.state.providers = providers or {}
+    conversions = None if repository is None else _open_conversions(data_dir, repository, clock)
+    application.state.conversions = conversions
     money = Money(data_dir, control.registry)
     billing = BillingClock(money, control.registry, providers or {})
     webhooks = WebhookRunner(money, control.registry)
@@ -111,6 +119,8 @@ async def serve(
             tasks.create_task(_rounds(heads.tick, HEADS_ROUND_S), name="heads"),
             tasks.create_task(_rounds(webhooks.tick, WEBHOOK_ROUND_S), name="webhooks"),
         ]
+        if conversions is not None:
+            rounds.append(tasks.create_task(conversions.run(), name="conversions"))
         for listener, _ in listeners.values():
             await listener.accepts.wait()
         on_ready()
@@ -120,6 +130,12 @@ async def serve(
         heart.cancel()
         for round_task in rounds:
             round_task.cancel()
+
+
+def _open_conversions(data_dir: Path, repository: Path, clock: Clock) -> Conversions:
+    store = ConversionStore(data_dir / "conversions", clock.wall_ns)
+    store.open()
+    return Conversions(store, repository)
 
 
 def listen_tcp(host: str, port: int) -> socket.socket:

@@ -226,6 +226,7 @@ def test_statements_are_translated(statement: str, text: str, style: str) -> Non
 
 def test_ledger_of_an_older_release_with_wide_columns_is_posted_to_as_before(url: str, ledger: SqlLedger) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("DROP POLICY own ON tollway.facet")  # a column that a rule names cannot be altered
         for column in ("kind", "n", "facet_id", "log_id"):
             connection.execute(f"ALTER TABLE tollway.usage_event ALTER COLUMN {column} TYPE BIGINT".encode())
     report = ledger.post(Batch(posts=items([2, 7, 8]), positions={W0: Position(8, 5)}, now_ns=9))

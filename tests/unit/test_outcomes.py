@@ -14,6 +14,7 @@ from gateway.auth.keyring import Keyring
 from gateway.call import RequestHead
 from gateway.errors import Code, Refusal
 from gateway.net.exchange import POOL_FULL
+from gateway.quota.local_funds import LocalFundStore, LocalWallets
 from gateway.replays import ReplayStore
 from gateway.settings import Limits
 from gateway.snapshot import Plan, Tenant
@@ -85,6 +86,24 @@ def by_suspension(world: World) -> FakeExchange:
 def by_limit(world: World) -> FakeExchange:
     world.quota.decision = Refusal(code=Code.RATE_EXCEEDED, message="too fast", retry_after_ms=1)
     return world.post(world.head())
+
+
+def by_wallet(world: World) -> FakeExchange:
+    world.gateway.funds = LocalFundStore(LocalWallets())
+    changed = msgspec.structs.replace(snapshot(), plans=(Plan(name="payg", version=1, pricing="prepaid"),))
+    world.gateway.policy = policy(changed)
+    return world.post(world.head())
+
+
+def by_maximum(world: World) -> FakeExchange:
+    return world.post(world.head(b"/v2/models/flat/infer", (b"tollway-max-cost", b"0.000000006")))
+
+
+def prepaid(world: World) -> FakeExchange:
+    wallets = LocalWallets()
+    wallets.top_up("acme", "USD", FLAT)
+    world.gateway.funds = LocalFundStore(wallets)
+    return of_plan("prepaid")(world)
 
 
 def shed(world: World) -> FakeExchange:
@@ -217,10 +236,12 @@ ROWS: dict[str, list[Row]] = {
         Row(of_plan("free"), records=1, reason=Reason.FREE_PLAN, counted=1),
         Row(of_plan("internal"), records=1, reason=Reason.INTERNAL_PLAN, counted=1),
     ],
+    "ok on a prepaid plan": [Row(prepaid, records=1, charge_nanos=FLAT, reason=Reason.PREPAID, counted=1)],
     "failed": [Row(failed)],
     "broken": [Row(broken)],
     "refused by key, scope, model, suspension": [Row(by_key), Row(by_scope), Row(by_suspension)],
     "refused by a limit": [Row(by_limit)],
+    "refused by the wallet, or by `tollway-max-cost`": [Row(by_wallet), Row(by_maximum)],
     "shed": [Row(shed), Row(unmetered)],
     "unknown model, not ready, unreachable, queue full": [Row(unknown), Row(queue_full)],
     "malformed request, too large": [Row(malformed), Row(too_large)],

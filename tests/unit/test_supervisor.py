@@ -167,6 +167,26 @@ def test_the_engine_is_told_its_repositories(tmp_path: Path) -> None:
     assert "--threads" not in supervisor_of(tmp_path)._engine_command(7)
 
 
+def test_the_engine_is_told_what_it_asks_of_versions(tmp_path: Path) -> None:
+    key = "ed25519:" + "A" * 43 + "="
+    supervisor = supervisor_of(
+        tmp_path,
+        trusted_model_keys=(key,),
+        approval_required=True,
+        engine_golden_check_s=1.5,
+        engine_release_poll_s=0.0,
+    )
+    command = supervisor._engine_command(7)
+    pairs = list(pairwise(command))
+    assert ("--trusted-model-key", key) in pairs
+    assert "--approval-required" in command
+    assert ("--golden-check-s", "1.5") in pairs
+    assert ("--release-poll-s", "0.0") in pairs
+    plain = supervisor_of(tmp_path)._engine_command(7)
+    assert "--approval-required" not in plain
+    assert "--trusted-model-key" not in plain
+
+
 def test_the_meter_runs_compiled_modules_until_they_are_switched_off(tmp_path: Path) -> None:
     supervisor = supervisor_of(tmp_path, compiled="off")
     supervisor._compiled = tmp_path / "built"

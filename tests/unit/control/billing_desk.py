@@ -17,9 +17,9 @@ _ids = count(1)
 
 
 @contextmanager
-def meter_of(desk: Desk) -> Iterator[Office]:
-    """An office over the desk's own ledger, asked by its application instead of the meter."""
-    office = Office(desk.data_dir / "ledger.db")
+def meter_of(desk: Desk, office: Office | None = None) -> Iterator[Office]:
+    """An office over the desk's own ledger (or `office`), asked by its application instead of the meter."""
+    office = office or Office(desk.data_dir / "ledger.db")
 
     def ask(_socket: Path, request: dict[str, Any]) -> dict[str, Any]:
         # Through the frames' codec, so that what cannot travel fails here too.

@@ -141,7 +141,7 @@ def held(engine: EngineProcess) -> tuple[int, int]:
     return len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir()))
 
 
-@pytest.mark.parametrize("cycles", [12, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("cycles", [6, pytest.param(1000, marks=pytest.mark.long)])
 def test_loads_and_unloads_by_calls_do_not_grow_the_engine(tmp_path: Path, cycles: int) -> None:
     """Load, an inference, unload: memory, descriptors and threads of the process stay what they were."""
     write_heavy(tmp_path / "models", "m", 8)

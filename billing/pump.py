@@ -178,7 +178,8 @@ class Pump:
                 report.voided,
             )
         if report.quarantined:
-            reasons = {one.reason for one in batch.rejected} or {"exists_with_different"}
+            # Of those that the ledger itself put there the reason stands with the record.
+            reasons = {one.reason for one in batch.rejected} or {"exists_with_different or over_lease"}
             _log.error("records_quarantined: %d (%s)", report.quarantined, ", ".join(sorted(reasons)))
 
     def _back_off(self, error: Exception) -> None:

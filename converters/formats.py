@@ -21,8 +21,9 @@ FOLDER_FILES_MAX: Final = 10_000
 CODE_BYTES_MAX: Final = 1 << 20
 SOURCE_BYTES_MAX: Final = 64 << 30
 #: Formats that hold weights without a graph, by the framework that is asked for.
-_BY_CODE: Final = {"torch": "torch_weights"}
-_CODE_ALONE: Final = {"torch": "torch_code"}
+_BY_CODE: Final = {"torch": "torch_weights", "jax": "jax_weights"}
+_CODE_ALONE: Final = {"torch": "torch_code", "jax": "jax_code", "mindspore": "mindspore_code"}
+_CHECKPOINT: Final = "mindspore_weights"
 _HEAD_BYTES: Final = 512
 _CODE_NEXT: Final = "name the Python file that builds the model: --code FILE.py"
 
@@ -44,10 +45,10 @@ def recognise(path: Path, code: Path | None = None, framework: str = "") -> str:
     if path.is_dir():
         return _folder_format(path)
     found = _file_format(path, framework or "torch")
-    if found in {"torch_weights", *_BY_CODE.values()} and code is None:
+    if found in {_CHECKPOINT, *_BY_CODE.values()} and code is None:
         text = f"{path.name} holds weights without a graph"
         raise UnsafeModel("weights_only", text, next_step=_CODE_NEXT)
-    if code is not None and found not in {*_BY_CODE.values(), *_CODE_ALONE.values()}:
+    if code is not None and found not in {_CHECKPOINT, *_BY_CODE.values()}:
         raise UsageFault("code", f"--code does not go with a source of format {found}", next_step="leave it out")
     return found
 
@@ -67,6 +68,12 @@ def _file_format(path: Path, framework: str) -> str:
         return "lightgbm"
     if path.suffix in {".json", ".ubj"} and b"learner" in head[:64]:
         return "xgboost"
+    if head[4:8] == b"TFL3":
+        return "tflite"
+    if path.suffix in {".json", ".pdmodel"} and path.with_suffix(".pdiparams").is_file():
+        return "paddle"
+    if path.suffix == ".ckpt" and framework == "mindspore":
+        return _CHECKPOINT
     if path.suffix == ".py":
         _check_code(path)
         return _of_framework(_CODE_ALONE, framework, "code")
@@ -81,6 +88,12 @@ def _of_framework(table: dict[str, str], framework: str, what: str) -> str:
 
 
 def _folder_format(path: Path) -> str:
+    source_files(path)
+    if (path / "saved_model.pb").is_file():
+        return "savedmodel"
+    graphs = [one for one in sorted(path.iterdir()) if one.suffix in {".json", ".pdmodel"}]
+    if len(graphs) == 1 and graphs[0].with_suffix(".pdiparams").is_file():
+        return "paddle"
     text = f"{path.name} is a folder of no format that is read"
     raise UnsafeModel("folder", text, next_step="name a model file")
 
@@ -112,7 +125,9 @@ def source_files(path: Path) -> list[Path]:
         UnsafeModel: links, other kinds of files, too many, or too large.
     """
     if not path.is_dir():
-        return [path]
+        parameters = path.with_suffix(".pdiparams")
+        is_pair = path.suffix in {".json", ".pdmodel"} and parameters.is_file() and not parameters.is_symlink()
+        return [path, parameters] if is_pair else [path]
     found = sorted(_walk(path))
     if len(found) > FOLDER_FILES_MAX:
         text = f"{path.name} has more than {FOLDER_FILES_MAX} files"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from converters.child import Event, Limits, Program, run_child
-from converters.formats import tree_sha256
+from converters.formats import source_files, tree_sha256
 from converters.importers.protocol import parse_inputs
 from converters.job import Job
 from converters.toolchains.specs import toolchain_of
@@ -120,7 +120,7 @@ def _program(foreign: Foreign, work: Path) -> Program:
     child = Path(__file__).parent / "importers" / "child.py"
     python = foreign.installed.python
     paths = [*(Path(path) for path in _SYSTEM), foreign.installed.folder, Path(sys.base_prefix), Path(__file__).parent]
-    paths.append(foreign.source.absolute())
+    paths += [foreign.source.absolute(), *(file.absolute() for file in source_files(foreign.source))]
     if foreign.code is not None:
         paths.append(foreign.code.absolute())
     return Program(command=(str(python), "-I", "-B", str(child)), environment=_ENVIRONMENT, read_paths=tuple(paths))

@@ -43,45 +43,39 @@ class Bounded(Protocol):
 
 
 class Bound:
-    """Of one call."""
+    """Of one call. `reserved`: nanos of the wallet that wait for the call's end."""
 
-    __slots__ = ("_is_open", "_most", "_purse", "_reserved", "_rows_max", "_ticket", "call")
+    # Class-level defaults instead of __slots__, as in `LiveCall`: a bound sets only what it needs.
+    purse: Purse | None = None
+    most = 0
+    reserved = 0
+    rows_max = 0
+    is_open = False
 
     def __init__(self, call: Bounded, ticket: Ticket) -> None:
         self.call = call
-        self._ticket = ticket
-        self._purse: Purse | None = None
-        self._most = 0
-        self._reserved = 0
-        self._rows_max = 0
-        self._is_open = False
+        self.ticket = ticket
 
     def begin(self) -> bool:
         """Whether the call may go on, its rows being known. False: it was refused, or `on_funds` will tell."""
-        if self._is_open:
+        if self.is_open:
             return True
-        call, ticket = self.call, self._ticket
+        call, ticket = self.call, self.ticket
         if ticket.compute_ns_max < 0:
             call.refuse(TIME_UNBOUNDED)
             return False
-        self._rows_max = call.rows
-        self._most = most = ticket.most_nanos(call.rows)
+        rows = self.rows_max = call.rows
+        most = ticket.most_nanos(rows)
         limit = call.facts.max_cost_nanos
         if 0 <= limit < most:
-            currency = call.policy.currency
-            message = (
-                f"this call may cost {format_nanos(most)} {currency}, more than tollway-max-cost allows"
-                f" ({format_nanos(limit)} {currency})"
-            )
-            call.refuse(Refusal(code=Code.MAX_COST_EXCEEDED, message=message))
+            call.refuse(_too_much(most, limit, call.policy.currency))
             return False
         if most and ticket.is_prepaid:
-            return self._reserve(ticket, most)
-        self._is_open = True
+            return self._reserve(call, ticket, most)
+        self.is_open = True
         return True
 
-    def _reserve(self, ticket: Ticket, most: int) -> bool:
-        call = self.call
+    def _reserve(self, call: Bounded, ticket: Ticket, most: int) -> bool:
         funds, purse = call.gateway.funds, ticket.purse
         if funds is None:
             call.refuse(_NO_METER)
@@ -91,32 +85,41 @@ class Bound:
             if purse is None:
                 call.refuse(UNAVAILABLE)
                 return False
-        self._purse = purse
+        self.purse = purse
         if funds.try_reserve(purse, most, call.arrival_ns):
-            self.take()
+            self.is_open = True
+            self.reserved = most
             return True
+        self.most = most
         refusal = funds.ask(purse, most, call.arrival_ns, call.on_funds)
         if refusal is not None:
             call.refuse(refusal)
         return False
 
     def take(self) -> None:
-        """The money is reserved."""
-        self._is_open = True
-        self._reserved = self._most
+        """What was asked for is reserved."""
+        self.is_open = True
+        self.reserved = self.most
 
     def cap(self) -> None:
         """Cut what was counted afterwards to what the price was bounded by."""
-        call, ticket = self.call, self._ticket
-        if ticket.needs_rows and call.rows > self._rows_max:
-            call.rows = self._rows_max
+        call, ticket = self.call, self.ticket
+        if ticket.needs_rows and call.rows > self.rows_max:
+            call.rows = self.rows_max
         if 0 < ticket.compute_ns_max < call.compute_ns:
             call.compute_ns = ticket.compute_ns_max
 
     def settle(self, cost: int) -> None:
         """The call's record is appended: its cost is spent, the rest of the reservation is free again."""
-        purse, reserved = self._purse, self._reserved
+        purse, reserved = self.purse, self.reserved
         if reserved and purse is not None:
-            self._reserved = 0
-            assert self.call.gateway.funds is not None
-            self.call.gateway.funds.settle(purse, reserved, cost)
+            self.reserved = 0
+            funds = self.call.gateway.funds
+            assert funds is not None
+            funds.settle(purse, reserved, cost)
+
+
+def _too_much(most: int, limit: int, currency: str) -> Refusal:
+    allowed = f"{format_nanos(limit)} {currency}"
+    message = f"this call may cost {format_nanos(most)} {currency}, more than tollway-max-cost allows ({allowed})"
+    return Refusal(code=Code.MAX_COST_EXCEEDED, message=message)

@@ -11,6 +11,7 @@ from billing.money import MoneyError, parse_nanos
 from gateway.auth.credential import extract_credential
 from gateway.call import Headers, RequestHead
 from gateway.errors import Code, Refusal
+from gateway.wire.cloud_types import find_header_size
 from gateway.wire.grpc import try_timeout_ns
 from gateway.wire.http1 import encode_fields
 from gateway.wire.oip_target import METHODS, Verb, parse_target
@@ -164,6 +165,8 @@ def facts_of(head: RequestHead) -> HeadFacts:
     for name, value in head.headers:
         refusal = _read_field(head, facts, name, value)
         facts.refusal = facts.refusal or refusal
+    if facts.kind == INFER and not head.is_grpc:
+        facts.refusal = facts.refusal or _read_media_type(head, facts)
     if facts.kind == SELF_SERVICE and facts.credential is not None:
         # No backend is told a key; control is: it looks at the key again, and at what it may do.
         facts.forward.append((b"authorization", b"Bearer " + facts.credential))
@@ -203,6 +206,21 @@ def _read_route(head: RequestHead, facts: HeadFacts) -> Refusal | None:
             message=f"Method Not Allowed: use {allow.decode()}",
             headers=((b"allow", allow),),
         )
+    return None
+
+
+def _read_media_type(head: RequestHead, facts: HeadFacts) -> Refusal | None:
+    """A cloud's media type that says where the JSON ends: backends are told by the header that all of them know."""
+    for name, value in head.headers:
+        size = find_header_size(value) if name == b"content-type" else None
+        if size is None:
+            continue
+        if facts.json_length is None:
+            facts.json_length = size
+            facts.forward.append((b"inference-header-content-length", size))
+        elif facts.json_length != size:
+            message = "Inference-Header-Content-Length and the Content-Type's json-header-size differ"
+            return Refusal(code=Code.BAD_HEADER_LENGTH, message=message)
     return None
 
 

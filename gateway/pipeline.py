@@ -353,12 +353,12 @@ class LiveCall:
             if is_infer:
                 self.ticket = ticket = self.policy.ticket(principal, self.model, self.version, is_grpc=is_grpc)
                 refusal = ticket.refusal
-                if ticket.is_prepaid or facts.max_cost_nanos >= 0:
-                    self.bound = Bound(self, ticket)
                 if refusal is None and self.meter is not None and ticket.unmeasured is not None:
                     refusal = UNTIMED
-                elif refusal is None and self.meter is not None and self.bound is not None:
-                    refusal = STREAM_UNBOUNDED
+                if ticket.is_prepaid or facts.max_cost_nanos >= 0:
+                    self.bound = Bound(self, ticket)
+                    if refusal is None and self.meter is not None:
+                        refusal = STREAM_UNBOUNDED
             elif facts.kind == ADMIN:
                 refusal = authorize_operation(principal)
             else:
@@ -983,7 +983,7 @@ class LiveCall:
             self.endpoint.outstanding -= 1
         if self.grant is not None and gateway.quota is not None:
             gateway.quota.release(self.grant, is_counted=is_counted)
-        if self.bound is not None:
+        if self.bound is not None and self.bound.reserved:
             self.bound.settle(0)
         duration_ns = gateway.monotonic_ns() - self.arrival_ns
         protocol = "grpc" if self.exchange.head.is_grpc else "http"

@@ -107,6 +107,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     engine_golden_check_s: float = 5.0
     #: How often the engine looks for changed aliases and approvals; 0: never.
     engine_release_poll_s: float = 2.0
+    #: `s3://BUCKET/PREFIX` or `file:///PATH`: a store whose models the engine serves too, kept in data_dir/models.
+    model_store: str = ""
+    #: How often the engine looks whether the store has changed.
+    model_store_poll_s: float = 30.0
     #: Further backends, tried in order before the embedded engine.
     backends: tuple[Backend, ...] = ()
     price_book: Path | None = None
@@ -251,6 +255,10 @@ def _check(settings: Settings) -> None:
     for name in ENGINE_BOUNDS:
         if not 0 <= getattr(settings, name) < math.inf:
             raise SettingsError(f"{name} must be 0 or greater, and finite")
+    if settings.model_store and not settings.model_store.startswith(("s3://", "file:///")):
+        raise SettingsError(f"model_store = {settings.model_store!r}: use s3://BUCKET/PREFIX or file:///PATH")
+    if not 0 < settings.model_store_poll_s < math.inf:
+        raise SettingsError("model_store_poll_s must be greater than 0 and finite")
     if len(settings.trusted_model_keys) > TRUSTED_KEYS_MAX:
         raise SettingsError(f"trusted_model_keys: {len(settings.trusted_model_keys)} keys, at most {TRUSTED_KEYS_MAX}")
     for key in settings.trusted_model_keys:

@@ -230,6 +230,10 @@ class Supervisor:
             arguments += ["--trusted-model-key", key]
         if settings.approval_required:
             arguments += ["--approval-required"]
+        if settings.model_store:
+            mirror = (settings.data_dir / "models").resolve()
+            arguments += ["--model-store", settings.model_store, "--mirror", str(mirror)]
+            arguments += ["--model-store-poll-s", str(settings.model_store_poll_s)]
         arguments += ["--golden-check-s", str(settings.engine_golden_check_s)]
         arguments += ["--release-poll-s", str(settings.engine_release_poll_s)]
         return python_module("gateway.engine", *arguments)
@@ -378,12 +382,14 @@ def make_folders(settings: Settings) -> None:
 
 
 def check_models(settings: Settings) -> None:
-    """At least one model folder in some repository. Raises SettingsError."""
+    """At least one model folder in some repository, or a store that may have one. Raises SettingsError."""
     for repository in settings.model_repositories:
         if not repository.is_dir():
             raise SettingsError(
                 f"model repository {repository} does not exist: run `make models`, or set model_repositories"
             )
+    if settings.model_store:
+        return
     if not any(found for repository in settings.model_repositories for found in repository.glob("*/config.pbtxt")):
         names = ", ".join(str(repository) for repository in settings.model_repositories)
         raise SettingsError(f"no model in {names}: run `make models` to build the showcases, or add your own")

@@ -116,7 +116,8 @@ class Ticket:
     def most_nanos(self, rows: int) -> int:
         """The most that a call with so many rows is charged where its price is bounded (`compute_ns_max` >= 0)."""
         if self.unmeasured is None:
-            return self.charge(rows, 0).nanos
+            known = self._charges.get(rows)
+            return known.nanos if known is not None else self.charge(rows, 0).nanos
         return self._policy.rater.charge(self.model, self.pricing, _OK, rows, self.compute_ns_max)[0]
 
     def charge(self, rows: int, compute_ns: int) -> Charge:

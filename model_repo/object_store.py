@@ -7,6 +7,7 @@ that nothing names, which `sweep` removes after a day; after it the version is w
 
 import contextlib
 import hashlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -34,6 +35,12 @@ ATTEMPTS_MAX: Final = 64
 #: A publisher that takes longer between its first blob and its index could lose blobs to a sweep.
 ORPHAN_AGE: Final = timedelta(days=1)
 _CHUNK_BYTES: Final = 8 << 20
+#: A store that does not answer is told as such soon; a large file has its time.
+CONNECT_TIME: Final = timedelta(seconds=5)
+READ_TIME: Final = timedelta(seconds=20)
+REQUEST_TIME: Final = timedelta(minutes=30)
+RETRY_TIME: Final = timedelta(seconds=15)
+RETRIES_MAX: Final = 4
 
 
 def open_s3(bucket: str, prefix: str) -> "ObjectModelStore":
@@ -48,7 +55,19 @@ def open_s3(bucket: str, prefix: str) -> "ObjectModelStore":
     except ImportError as error:
         raise RepositoryError("s3:// needs the package obstore: pip install 'tollway[converters]'") from error
     try:
-        store = S3Store(bucket, prefix=prefix or None, conditional_put="etag")
+        store = S3Store(
+            bucket,
+            prefix=prefix or None,
+            conditional_put="etag",
+            client_options={
+                "connect_timeout": CONNECT_TIME,
+                "read_timeout": READ_TIME,
+                "timeout": REQUEST_TIME,
+                # Told here, because options of the client take the place of those of the environment.
+                "allow_http": os.environ.get("AWS_ALLOW_HTTP", "").lower() in {"true", "1"},
+            },
+            retry_config={"max_retries": RETRIES_MAX, "retry_timeout": RETRY_TIME},
+        )
     except BaseError as error:
         raise RepositoryError(f"s3://{bucket}: {str(error)[:300]}") from error
     return ObjectModelStore(store, f"s3://{bucket}/{prefix}".rstrip("/"))

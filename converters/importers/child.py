@@ -14,6 +14,14 @@ from typing import Any
 #: Format → module with `open_source(asked)`.
 OPENERS = {
     "skops": "converters.importers.sklearn_models",
+    "savedmodel": "converters.importers.tensorflow_models",
+    "tflite": "converters.importers.tensorflow_models",
+    "keras": "converters.importers.tensorflow_models",
+    "paddle": "converters.importers.paddle_models",
+    "jax_weights": "converters.importers.jax_models",
+    "jax_code": "converters.importers.jax_models",
+    "mindspore_weights": "converters.importers.mindspore_models",
+    "mindspore_code": "converters.importers.mindspore_models",
     "xgboost": "converters.importers.xgboost_models",
     "lightgbm": "converters.importers.lightgbm_models",
     "pt2": "converters.importers.torch_models",

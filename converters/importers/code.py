@@ -4,8 +4,10 @@ The file defines `build(weights)`: weights by name, or None without a file of th
 a list of texts as for `--input`, `OUTPUTS`, a list of names, and `example()`: one batch of arrays by input name.
 """
 
-import runpy
+import importlib.util
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +18,19 @@ from converters.importers.protocol import Asked, Input, need_inputs, parse_input
 
 #: Sizes of variable axes while exporting, in the order in which they appear; no two equal, none 0 or 1.
 _SIZES: Final = (2, 5, 7, 11, 13)
+MODULE: Final = "tollway_model"
 _SEED: Final = 20261124
+
+
+def _run(path: Path) -> Mapping[str, Any]:
+    """As a module that can be found by its name, since frameworks read the source of the classes in it."""
+    spec = importlib.util.spec_from_file_location(MODULE, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path.name} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[MODULE] = module
+    spec.loader.exec_module(module)
+    return vars(module)
 
 
 class Code:
@@ -24,7 +38,7 @@ class Code:
         """Raises: UsageFault: no `build` in the file, or it raises; inputs are not stated anywhere."""
         path = asked.code or asked.source
         try:
-            self._names: Mapping[str, Any] = runpy.run_path(str(path), run_name="tollway_model")
+            self._names: Mapping[str, Any] = _run(path)
         except Exception as error:
             text = f"{path.name}: {type(error).__name__}: {str(error)[:200]}"
             raise UsageFault("code", text, next_step="run the file in the toolchain's own Python") from error

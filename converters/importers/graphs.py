@@ -36,6 +36,21 @@ def keep_outputs(model: Any, names: Mapping[str, str]) -> None:
     model.graph.output.extend(kept)
 
 
+def rename_inputs(model: Any, names: Mapping[str, str]) -> None:
+    """Inputs by their present names → new ones; others of the graph that are called so make way."""
+    taken = {name for node in model.graph.node for name in (*node.input, *node.output)}
+    taken |= {value.name for value in (*model.graph.input, *model.graph.output, *model.graph.initializer)}
+    for value in model.graph.input:
+        new = names.get(value.name, value.name)
+        if new == value.name:
+            continue
+        if new in taken:
+            _rename(model, new, _free(f"{new}_inner", taken))
+        _rename(model, value.name, new)
+        taken.add(new)
+        value.name = new
+
+
 def _free(name: str, taken: set[str]) -> str:
     while name in taken:
         name += "_"

@@ -67,6 +67,41 @@ TOOLCHAINS: Final = (
         requirements=("lightgbm>=4.6", "onnx>=1.21"),
         installed_mib=300,
     ),
+    Toolchain(
+        name="tensorflow",
+        title="TensorFlow",
+        framework="tensorflow-cpu",
+        formats=("savedmodel", "tflite", "keras"),
+        requirements=("tensorflow-cpu==2.21.0", "tf2onnx==1.17.0", "keras>=3.13.2", "onnx"),
+        installed_mib=1600,
+    ),
+    Toolchain(
+        name="paddle",
+        title="PaddlePaddle",
+        framework="paddlepaddle",
+        formats=("paddle",),
+        # paddle2onnx asks for an onnx with known faults of reading external data; it reads only what it wrote itself.
+        # It would install sympy and onnxruntime while it runs, were they not there.
+        requirements=("paddlepaddle==3.3.1", "paddle2onnx==2.1.0", "sympy", "onnxruntime", "setuptools"),
+        installed_mib=1150,
+    ),
+    Toolchain(
+        name="jax",
+        title="JAX",
+        framework="jax",
+        formats=("jax_weights", "jax_code"),
+        requirements=("jax==0.10.2", "jax2onnx==0.17.1", "safetensors"),
+        installed_mib=1050,
+    ),
+    Toolchain(
+        name="mindspore",
+        title="MindSpore",
+        framework="mindspore",
+        formats=("mindspore_weights", "mindspore_code"),
+        # With NumPy 2 it fails in its own C++ part.
+        requirements=("mindspore==2.10.0", "numpy<2", "onnx"),
+        installed_mib=2900,
+    ),
 )
 
 

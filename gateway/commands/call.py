@@ -3,7 +3,9 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -17,6 +19,7 @@ from gateway.commands.oip_client import (
     HEADER_LENGTH,
     OipError,
     Output,
+    TensorMeta,
     choose_input,
     decode_reply,
     encode_call,
@@ -24,6 +27,7 @@ from gateway.commands.oip_client import (
 )
 from gateway.commands.output import print_json
 from gateway.commands.reply_text import facts_as_lines, headers_as_json, outputs_as_json, outputs_as_lines
+from gateway.commands.stream_text import Streamed, generate_body, is_decoupled, stream
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 #: Written by `make run`; the environment goes before it.
@@ -66,8 +70,21 @@ def call(
     secret = key or settings.get(KEY_VARIABLE)
     with open_client(address, secret) as client:
         path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
-        outputs, headers = call_model(client, path, kind, items, input_name)
+        try:
+            outputs, headers = call_model(client, path, kind, items, input_name)
+        except _Decoupled as decoupled:
+            streamed = call_stream(client, path, decoupled.meta, items, is_shown=output is Shown.TEXT)
+            show_stream(model, streamed, shown=output)
+            return
     show(model, outputs, headers, shown=output)
+
+
+class _Decoupled(Exception):
+    """The model answers with a stream; `meta` is the input to fill."""
+
+    def __init__(self, meta: TensorMeta) -> None:
+        super().__init__()
+        self.meta = meta
 
 
 def _read_items(
@@ -128,15 +145,22 @@ def open_client(url: str, key: str | None) -> httpx.Client:
 def call_model(
     client: httpx.Client, path: str, kind: str, items: Sequence[bytes], input_name: str | None
 ) -> tuple[tuple[Output, ...], Mapping[str, str]]:
-    """Make the call; whatever goes wrong ends the command with one line."""
+    """Make the call; whatever goes wrong ends the command with one line.
+
+    Raises:
+        _Decoupled: the model answers with a stream only.
+    """
     try:
         if kind == "json":
             response = send(client, "POST", f"{path}/infer", items[0], {"content-type": "application/json"})
         else:
             metadata = send(client, "GET", path).json()
-            body, head_bytes = encode_call(choose_input(read_inputs(metadata), kind, input_name), items)
+            meta = choose_input(read_inputs(metadata), kind, input_name)
+            body, head_bytes = encode_call(meta, items)
             content = {"content-type": "application/octet-stream", HEADER_LENGTH: str(head_bytes)}
-            response = send(client, "POST", f"{path}/infer", body, content)
+            response = send(client, "POST", f"{path}/infer", body, content, is_passed=is_decoupled)
+            if is_decoupled(response):
+                raise _Decoupled(meta)
         length = response.headers.get(HEADER_LENGTH)
         return decode_reply(response.content, None if length is None else int(length)), response.headers
     except OipError as error:
@@ -145,19 +169,57 @@ def call_model(
         fail(f"{client.base_url} answered with neither JSON nor tensors: is that an OIP server?")
 
 
-def send(
-    client: httpx.Client, method: str, path: str, content: bytes | None = None, headers: Mapping[str, str] | None = None
-) -> httpx.Response:
-    """One request; anything but 200 ends the command with a line that says what to do."""
+def call_stream(
+    client: httpx.Client, path: str, meta: TensorMeta, items: Sequence[bytes], *, is_shown: bool
+) -> Streamed:
+    """Call a decoupled model and print its text as it comes; whatever goes wrong ends the command with one line."""
+    with _one_line(client):
+        try:
+            body = generate_body(meta, items)
+            begun_s = time.monotonic()
+            with client.stream("POST", f"{path}/generate_stream", json=body) as response:
+                if response.status_code != httpx.codes.OK:
+                    response.read()
+                    fail(explain(response))
+                return stream(response, begun_s, _print_piece if is_shown else _print_nothing)
+        except OipError as error:
+            fail(str(error))
+
+
+def _print_piece(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def _print_nothing(_text: str) -> None:
+    """The whole is printed at the end."""
+
+
+@contextmanager
+def _one_line(client: httpx.Client) -> Iterator[None]:
+    """What a connection does wrong ends the command with a line that says what to do."""
     try:
-        response = client.request(method, path, content=content, headers=headers)
+        yield
     except httpx.ConnectError:
         fail(f"nothing answers at {client.base_url}: start it with `make run` or `tollway up`, or give --url")
     except httpx.TimeoutException:
         fail(f"{client.base_url} does not answer in time: try again")
     except httpx.HTTPError as error:
         fail(f"{client.base_url} broke the connection off ({type(error).__name__}): try again")
-    if response.status_code != httpx.codes.OK:
+
+
+def send(
+    client: httpx.Client,
+    method: str,
+    path: str,
+    content: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    *,
+    is_passed: Callable[[httpx.Response], bool] = lambda _response: False,
+) -> httpx.Response:
+    """One request; anything but 200, or what `is_passed`, ends the command with a line that says what to do."""
+    with _one_line(client):
+        response = client.request(method, path, content=content, headers=headers)
+    if response.status_code != httpx.codes.OK and not is_passed(response):
         fail(explain(response))
     return response
 
@@ -200,3 +262,15 @@ def show(model: str, outputs: Sequence[Output], headers: Mapping[str, str], *, s
     lines = list(facts_as_lines(facts))
     if lines:
         print("", *lines, sep="\n")
+
+
+def show_stream(model: str, streamed: Streamed, *, shown: Shown) -> None:
+    """Print how a stream went; its text has been printed. The charge comes behind the reply, where httpx drops it."""
+    facts = headers_as_json(streamed.headers)
+    timings = {"first": 1000 * streamed.first_s, "whole": 1000 * streamed.whole_s}
+    if shown is Shown.JSON:
+        events = list(streamed.events)
+        print_json({"model": model, **facts, "timings_ms": timings, "text": streamed.text, "events": events})
+        return
+    print("", "", f"units    {len(streamed.events)} (`tollway usage` shows their charge)", sep="\n")
+    print(*facts_as_lines({**facts, "timings_ms": timings}), sep="\n")

@@ -12,10 +12,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
@@ -30,6 +30,7 @@ from gateway.engine.residency import Bounds, Residency, sweep_forever
 from gateway.engine.rest import RestServer
 from gateway.engine.rpc import RpcServer
 from gateway.engine.service import BODY_BYTES_MAX, BUFFERED_BYTES_MAX, Engine
+from gateway.engine.store_sync import StoreSync
 from gateway.engine.threads import BatchThreads
 from gateway.net.listener import Listener
 from gateway.settings import Limits
@@ -43,7 +44,7 @@ _IGNORED_FIELDS: Final = (b"x-request-id", b"traceparent")
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="gateway.engine", description="The embedded engine (started by tollway up).")
-    parser.add_argument("--repository", type=Path, action="append", required=True, help="a folder in Triton's layout")
+    parser.add_argument("--repository", type=Path, action="append", default=[], help="a folder in Triton's layout")
     parser.add_argument("--socket", type=Path, required=True, help="the unix socket to serve on")
     parser.add_argument(
         "--python-models-allowed",
@@ -63,6 +64,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trusted-model-key", action="append", default=[], help="public key; unsigned is refused then")
     parser.add_argument("--approval-required", action="store_true", help="load approved versions only")
     parser.add_argument("--golden-check-s", type=float, default=5.0, help="time for golden answers of a load; 0: none")
+    parser.add_argument(
+        "--model-store", default="", help="file:///PATH or s3://BUCKET/PREFIX, kept in line in --mirror"
+    )
+    parser.add_argument(
+        "--mirror", type=Path, help="the folder that --model-store is brought to; served like the others"
+    )
+    parser.add_argument("--model-store-poll-s", type=float, default=30.0, help="how often the store is looked at")
     parser.add_argument("--release-poll-s", type=float, default=2.0, help="how often releases are looked at; 0: never")
     parser.add_argument("--drain-s", type=float, default=Limits().drain_s)
     return parser.parse_args(arguments)
@@ -74,6 +82,7 @@ async def _serve(options: argparse.Namespace) -> None:
     clock = SystemClock()
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="engine") as pool,
+        ThreadPoolExecutor(1, thread_name_prefix="store") as store_pool,
         contextlib.closing(BatchThreads(threads)) as batches,
     ):
         bounds = Bounds(nbytes_max=options.model_memory_bytes, idle_ns=round(options.model_idle_s * 1e9))
@@ -115,9 +124,12 @@ async def _serve(options: argparse.Namespace) -> None:
         loop.add_signal_handler(signal.SIGINT, stop.set)
         await listener.listen_unix(options.socket)
         _tell_ready(options.ready_fd)
+        sync = StoreSync(options.model_store, options.mirror, store_pool, host) if options.model_store else None
         sides = [_start_sweeper(residency, loop, pool), await _start_follower(registry, host, options)]
         try:
-            await _load_until(stop, registry)
+            await _until(stop, _bring_up(registry, sync), "load models")
+            if sync is not None and not stop.is_set():
+                sides.append(_start_side(sync.keep(registry, options.model_store_poll_s), "keep the mirror"))
             await stop.wait()
             await listener.drain(options.drain_s)
         finally:
@@ -133,9 +145,13 @@ def _start_sweeper(
 ) -> "asyncio.Task[None] | None":
     if residency is None or not residency.bounds.idle_ns:
         return None
-    sweeper = loop.create_task(sweep_forever(residency, loop, pool), name="unload idle models")
-    sweeper.add_done_callback(_stop_on_failure)
-    return sweeper
+    return _start_side(sweep_forever(residency, loop, pool), "unload idle models")
+
+
+def _start_side(work: Coroutine[Any, Any, None], name: str) -> "asyncio.Task[None]":
+    task = asyncio.get_running_loop().create_task(work, name=name)
+    task.add_done_callback(_stop_on_failure)
+    return task
 
 
 async def _start_follower(registry: Registry, host: Host, options: argparse.Namespace) -> "asyncio.Task[None] | None":
@@ -144,9 +160,7 @@ async def _start_follower(registry: Registry, host: Host, options: argparse.Name
     follower = Follower(registry, [path.absolute() for path in options.repository], host)
     # Before the models are loaded: what changes from now on is seen.
     await host.loop.run_in_executor(host.pool, follower.look)
-    task = host.loop.create_task(follower.follow(options.release_poll_s), name="follow releases")
-    task.add_done_callback(_stop_on_failure)
-    return task
+    return _start_side(follower.follow(options.release_poll_s), "follow releases")
 
 
 def _stop_on_failure(task: "asyncio.Task[None]") -> None:
@@ -156,9 +170,16 @@ def _stop_on_failure(task: "asyncio.Task[None]") -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-async def _load_until(stop: asyncio.Event, registry: Registry) -> None:
-    """Load the models; a stop asked for meanwhile does not wait for them."""
-    loading = asyncio.create_task(registry.load(), name="load models")
+async def _bring_up(registry: Registry, sync: StoreSync | None) -> None:
+    """Load the models. The store is waited for only where its mirror holds none yet; else it is looked at next."""
+    if sync is not None and sync.is_empty:
+        await sync.pull()
+    await registry.load()
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, None], name: str) -> None:
+    """Work to its end; a stop asked for meanwhile does not wait for it."""
+    loading = asyncio.create_task(work, name=name)
     stopping = asyncio.create_task(stop.wait(), name="wait for stop")
     await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
@@ -181,6 +202,15 @@ def _tell_ready(ready_fd: int | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    if options.model_store:
+        if options.mirror is None:
+            sys.stderr.write("engine: --model-store needs --mirror, the folder that it is brought to\n")
+            return 1
+        options.mirror.mkdir(mode=0o700, parents=True, exist_ok=True)
+        options.repository.append(options.mirror)
+    if not options.repository:
+        sys.stderr.write("engine: name a --repository, or a --model-store\n")
+        return 1
     for repository in options.repository:
         if not repository.is_dir():
             sys.stderr.write(f"engine: model repository {repository} is no folder; build the models or name another\n")

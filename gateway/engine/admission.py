@@ -40,6 +40,11 @@ class Rules:
     golden_ns_max: int = 0
     facts: HostFacts | None = None
 
+    @property
+    def is_strict(self) -> bool:
+        """Whether a version may be one that must not be loaded, so that nothing of it may be run to look at it."""
+        return bool(self.trusted) or self.is_approval_required
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seal:

@@ -13,7 +13,7 @@ from gateway.engine.tensors import DTYPES, Array, from_raw, invalid, to_raw
 from gateway.errors import Code, TollwayError
 
 _JSON: Final = (b"content-type", b"application/json")
-_BINARY: Final = (b"content-type", b"application/octet-stream")
+BINARY_TYPE: Final = (b"content-type", b"application/octet-stream")
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -107,5 +107,5 @@ class ReplyWriter:
         if not is_binary:
             return [_JSON], b"".join(parts)
         length = sum(map(len, parts))
-        headers = [_BINARY, (b"inference-header-content-length", b"%d" % length)]
+        headers = [BINARY_TYPE, (b"inference-header-content-length", b"%d" % length)]
         return headers, b"".join((*parts, *blobs))

@@ -4,6 +4,7 @@ from typing import Final
 
 from gateway.call import Headers, RequestHead
 from gateway.errors import Code, TollwayError
+from gateway.wire.cloud_types import find_header_size
 from gateway.wire.grpc import try_timeout_ns
 from gateway.wire.oip_target import METHODS, Route, Verb, parse_target
 
@@ -20,7 +21,18 @@ class HeadFacts:
     `tenant`: whose call it is, as the gateway says; it drops what callers send by that name.
     """
 
-    __slots__ = ("accepts", "coding", "extra", "fault", "header_bytes", "method", "remaining_ns", "route", "tenant")
+    __slots__ = (
+        "accepts",
+        "coding",
+        "extra",
+        "fault",
+        "header_bytes",
+        "media_type",
+        "method",
+        "remaining_ns",
+        "route",
+        "tenant",
+    )
 
     def __init__(self) -> None:
         self.route = Route(Verb.SERVER_LIVE)
@@ -32,6 +44,8 @@ class HeadFacts:
         self.accepts = ""
         self.remaining_ns = 0
         self.tenant = b""
+        #: A cloud's own of a binary request; its reply has the same.
+        self.media_type = b""
 
 
 def facts_of(head: RequestHead) -> HeadFacts:
@@ -74,17 +88,29 @@ def _http_facts(head: RequestHead) -> HeadFacts:
         facts.fault = TollwayError(Code.METHOD_NOT_ALLOWED, "Method Not Allowed")
         facts.extra = [(b"allow", b", ".join(methods))]
         return facts
+    media_size = b""
     for name, value in head.headers:
         if name == _INFER_LENGTH:
             _read_header_bytes(facts, value)
         elif name == b"content-encoding":
             _read_coding(facts, value, b"accept-encoding")
+        elif name == b"content-type":
+            size = find_header_size(value)
+            if size is not None:
+                facts.media_type = value
+                media_size = size
         elif name == b"accept-encoding":
             facts.accepts = accepted_coding(value)
         elif name == b"tollway-deadline-ns":
             _read_deadline(facts, value)
         elif name == b"tollway-tenant":
             facts.tenant = value
+    if facts.media_type and facts.fault is None:
+        known, facts.header_bytes = facts.header_bytes, -1
+        _read_header_bytes(facts, media_size)
+        if known >= 0 and known != facts.header_bytes and facts.fault is None:
+            message = "inference-header-content-length and the content-type's json-header-size differ"
+            facts.fault = TollwayError(Code.BAD_HEADER_LENGTH, message)
     return facts
 
 

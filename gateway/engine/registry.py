@@ -19,7 +19,7 @@ from model_repo.config import ModelConfig, parse_config
 from model_repo.ensembles import EnsembleStep
 from model_repo.errors import RepositoryError
 from model_repo.release import STABLE
-from model_repo.repository import ModelFolder, find_model, scan_repository
+from model_repo.repository import ModelFolder, find_model, read_config, scan_repository
 
 _LOG: Final = logging.getLogger("tollway.engine")
 
@@ -225,11 +225,14 @@ class Registry:
         return next((folder for root in self._repositories if (folder := find_model(root, name))), None)
 
     def read(self, folder: ModelFolder, text: str = "") -> ModelConfig:
-        """The configuration of a model: `text`, or config.pbtxt, or what its file says. Blocks.
+        """The configuration of a model: `text`, or config.pbtxt, or (if the rules let it) what its file says. Blocks.
 
         Raises:
             RepositoryError: there is none, or it cannot be served.
         """
+        if self._host.rules.is_strict:
+            # Completing a configuration runs the version's code, or reads its file, before it is admitted.
+            return parse_config(text or read_config(folder), name=folder.name)
         text = complete_file_config(text, folder)
         completed = complete_config(text, folder, self._host.python_allowed, self._host.python_limits)
         return completed or parse_config(text, name=folder.name)

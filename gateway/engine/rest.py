@@ -8,7 +8,7 @@ import msgspec
 from gateway.call import Data, Headers
 from gateway.engine.admin import Admin, read_settings, shared_memory_refused
 from gateway.engine.body import COMPRESS_BYTES_MIN
-from gateway.engine.codec_http import ReplyWriter, decode_body
+from gateway.engine.codec_http import BINARY_TYPE, ReplyWriter, decode_body
 from gateway.engine.codec_json import JsonCodec
 from gateway.engine.generate import VERBS, serve_generate
 from gateway.engine.metadata import model_config, model_metadata, server_metadata
@@ -19,6 +19,7 @@ from gateway.engine.registry import Registry, model_stats
 from gateway.engine.service import BODY_BYTES_MAX, MIB, EngineCall
 from gateway.engine.tensors import Array
 from gateway.errors import Code, TollwayError
+from gateway.wire.cloud_types import reply_type
 from gateway.wire.oip_target import Verb
 from gateway.wire.status import http_status, oip_error_body
 
@@ -164,6 +165,9 @@ class RestServer:
         if self._observer.is_on:
             assert call.work is not None
             self._observer.note(version, request, call.work)
+        media_type = call.facts.media_type
+        if media_type and headers[0] == BINARY_TYPE:
+            headers = [(b"content-type", reply_type(media_type, int(headers[1][1]))), *headers[1:]]
         self._reply(call, headers + call.cost_headers(), body)
 
     def _reply(self, call: EngineCall, headers: Headers, body: bytes) -> None:

@@ -61,7 +61,9 @@ class Purse:
         "is_active",
         "is_asking",
         "is_dirty",
+        "is_order_due",
         "is_return_due",
+        "is_returning",
         "leased_ns",
         "low",
         "room",
@@ -93,8 +95,11 @@ class Purse:
         self.asked_ns = 0
         self.is_dirty = False
         self.is_active = False
-        #: The ledger may hold more for us than we may spend: tell it.
+        #: What no call has reserved is to be returned; the open order does so.
         self.is_return_due = False
+        self.is_returning = False
+        #: What became of an order is not known: the ledger may hold more for us than we know of.
+        self.is_order_due = False
         self.seen_room = -1
         self.idle_ticks = 0
 

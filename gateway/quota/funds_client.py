@@ -167,8 +167,11 @@ class FundsClient:
         purse.is_asking, purse.asked, purse.asked_ns = True, len(waiting), self._monotonic_ns()
         purse.seq += 2
         amounts = [one.nanos for one in waiting]
-        is_return = purse.is_return_due and not amounts
-        purse.is_return_due = False
+        is_return = purse.is_returning = purse.is_return_due and not amounts
+        purse.is_return_due = purse.is_order_due = False
+        if is_return:  # from here on nothing of it may be spent, whatever becomes of the order
+            purse.ceiling -= purse.room
+            purse.room = purse.low = 0
         if not is_return and purse.asked_ns - purse.leased_ns < FAST_NS:
             purse.spare = min(SPARE_NANOS_MAX, 2 * purse.spare)
         return Order(
@@ -183,9 +186,7 @@ class FundsClient:
         )
 
     def _give_back(self, purse: Purse) -> None:
-        """Spend no more of the spare room, and say so."""
-        purse.ceiling -= purse.room
-        purse.room = purse.low = 0
+        """Return what no call has reserved, with the next order."""
         purse.is_return_due = True
         purse.spare //= 2
         self._mark(purse)
@@ -196,7 +197,7 @@ class FundsClient:
         self._connection = connection
         connection.transport.write(encode_frames([self._begin]))
         for purse in self._active:
-            if purse.waiting or purse.is_return_due:
+            if purse.waiting or purse.is_return_due or purse.is_order_due:
                 self._mark(purse)
         if self._dirty:
             self._plan_flush()
@@ -206,9 +207,7 @@ class FundsClient:
         self._connection = None
         for purse in self._active:
             if purse.is_asking:
-                purse.is_asking = False
-                # Lowered by an order that may be lost: an order that raises it tells the same.
-                purse.is_return_due = True
+                self._order_again(purse)
 
     def on_message(self, message: Leased | Recall) -> None:
         """Raises ProtocolError for an answer that nobody asked for."""
@@ -220,13 +219,21 @@ class FundsClient:
             return
         if purse is None or not purse.is_asking:
             raise ProtocolError("an answer to an order that was not given")
-        purse.is_asking = False
         if message.is_unavailable:
-            purse.is_return_due = True
+            self._order_again(purse)
             for _ in range(purse.asked):
                 self._refuse(purse, UNAVAILABLE)
             return
+        purse.is_asking = False
         self._take(purse, message)
+
+    def _order_again(self, purse: Purse) -> None:
+        """The open order may have been carried out or not: the next one, of the same kind, tells."""
+        purse.is_asking = False
+        if purse.is_returning:
+            purse.is_return_due = True
+        else:
+            purse.is_order_due = True
 
     def _take(self, purse: Purse, answer: Leased) -> None:
         """Spend up to the new ceiling; refuse who was asked for and is not covered."""
@@ -292,7 +299,7 @@ class FundsClient:
     def _look_at(self, purse: Purse, now_ns: int) -> None:
         purse.idle_ticks = purse.idle_ticks + 1 if purse.room == purse.seen_room else 0
         purse.seen_room = purse.room
-        if purse.waiting or purse.is_return_due:
+        if purse.waiting or purse.is_return_due or purse.is_order_due:
             self._mark(purse)
         elif purse.idle_ticks >= IDLE_TICKS:
             if purse.room:

@@ -133,3 +133,33 @@ def test_cycles_of_load_and_unload_do_not_grow(tmp_path: Path, cycles: int) -> N
         assert model.loaded is None
         sizes.append(resident_bytes())
     assert max(sizes[len(sizes) // 2 :]) - sizes[4] < 8 * MIB
+
+
+def held(engine: EngineProcess) -> tuple[int, int]:
+    """(descriptors, threads) of the process."""
+    folder = Path(f"/proc/{engine.process.pid}")
+    return len(list((folder / "fd").iterdir())), len(list((folder / "task").iterdir()))
+
+
+@pytest.mark.parametrize("cycles", [6, pytest.param(1000, marks=pytest.mark.long)])
+def test_loads_and_unloads_by_calls_do_not_grow_the_engine(tmp_path: Path, cycles: int) -> None:
+    """Load, an inference, unload: memory, descriptors and threads of the process stay what they were."""
+    write_heavy(tmp_path / "models", "m", 8)
+    with running_process(tmp_path, tmp_path / "models", extra=["--threads", "1"]) as engine:
+        sizes = []
+        kept = []
+        for _ in range(cycles):
+            assert engine.get("/v2/repository/models/m/unload", method="POST", body=b"{}")[0] == 200
+            sizes.append(rss(engine))
+            kept.append(held(engine))
+            assert engine.get("/v2/repository/models/m/load", method="POST", body=b"{}")[0] == 200
+            assert ask(engine, "m") == 200
+        warm = cycles // 4
+        # The size has two levels, as pieces of one load's buffers may stay until the next; it does not climb.
+        assert max(sizes) - sizes[0] < 48 * MIB, sizes
+        if cycles >= 100:
+            assert max(sizes[3 * warm :]) - max(sizes[warm : 2 * warm]) < 4 * MIB, sizes
+        assert max(fds for fds, _ in kept[warm:]) <= kept[warm][0] + 1, "a descriptor may be that of a closing call"
+        assert max(threads for _, threads in kept[warm:]) <= max(threads for _, threads in kept[: warm + 1])
+        print(f"{cycles} cycles: {sizes[0] / MIB:.1f} MiB after the first, {sizes[-1] / MIB:.1f} after the last")
+        assert engine.stop() == 0

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gateway.commands.models import app
+from tests.contract.s3_server import serving_s3
 from tests.integration.engine_process import EngineProcess, running_process
 from tests.unit.engine.certified import CONFIG, Build, stage
 
@@ -19,17 +20,21 @@ BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2],
 OWN = replace(Build().target, arch=platform.machine(), isa=())
 
 
-def models(root: Path, *words: str) -> str:
+def models(root: Path | str, *words: str) -> str:
     result = CliRunner().invoke(app, [*words, *([] if words[0] == "keygen" else ["--repository", str(root)])])
     assert result.exit_code == 0, result.output
     return result.stdout
 
 
 def publish(root: Path, factor: float, *words: str, golden: float | None = None) -> None:
-    folder = root.parent / f"staged-{factor}"
+    publish_to(str(root), root.parent, factor, *words, golden=golden)
+
+
+def publish_to(place: str, work: Path, factor: float, *words: str, golden: float | None = None) -> None:
+    folder = work / f"staged-{factor}"
     stage(folder, Build(factor=factor, golden=golden or factor, target=OWN))
-    (root.parent / "config.pbtxt").write_text(CONFIG)
-    models(root, "publish", str(folder), "--config", str(root.parent / "config.pbtxt"), "--name", "m", *words)
+    (work / "config.pbtxt").write_text(CONFIG)
+    models(place, "publish", str(folder), "--config", str(work / "config.pbtxt"), "--name", "m", *words)
 
 
 def answer(engine: EngineProcess) -> float | None:
@@ -93,3 +98,27 @@ def test_a_key_that_is_none_ends_the_engine_with_its_reason(tmp_path: Path) -> N
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 1
     assert "trusted_model_keys: 'none' is not ed25519:" in ended.stderr
+
+
+def test_an_engine_serves_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving_s3() as (address, _):
+        for name, value in (
+            ("AWS_ENDPOINT", address),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_ACCESS_KEY_ID", "key"),
+            ("AWS_SECRET_ACCESS_KEY", "secret"),
+            ("AWS_REGION", "local"),
+        ):
+            monkeypatch.setenv(name, value)
+        bucket = "s3://models/team"
+        publish_to(bucket, tmp_path, 2)
+        extra = ["--model-store", bucket, "--mirror", str(tmp_path / "mirror")]
+        extra += ["--model-store-poll-s", "0.02", "--release-poll-s", "0.02"]
+        with running_process(tmp_path, extra=extra) as engine:
+            wait_for(engine, 2)
+            publish_to(bucket, tmp_path, 3)
+            wait_for(engine, 3)
+            models(bucket, "alias", "m", "stable", "1")
+            wait_for(engine, 2)
+            assert engine.stop() == 0
+            assert "Traceback" not in engine.log

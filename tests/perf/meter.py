@@ -131,6 +131,8 @@ class Figures(NamedTuple):
     wall_us: float
     idle_pass_us: float
     ledger_bytes_per_call: float
+    #: Resident memory of the measured part's end over its beginning, the warm-up's excluded.
+    resident_growth_kib: float
 
     @property
     def events_per_core_s(self) -> float:
@@ -150,9 +152,10 @@ def measure_pump(
         pump = Pump(store.ledger, reader, books)
         try:
             warmed = _passes(pump, writer, calls // 5, pass_calls, None)
-            size, server = store.size_bytes(), store.server_cpu_s()
+            size, server, resident = store.size_bytes(), store.server_cpu_s(), _resident_kib()
             done = _passes(pump, writer, calls, pass_calls, profile)
             server, size = store.server_cpu_s() - server, store.size_bytes() - size
+            resident = _resident_kib() - resident
             posted = store.ledger.state().posted
             assert posted == warmed.calls + done.calls, (posted, warmed.calls + done.calls)
             idle = time.process_time()
@@ -172,7 +175,12 @@ def measure_pump(
         wall_us=done.wall_s * us,
         idle_pass_us=idle * 1e3,
         ledger_bytes_per_call=size / done.calls,
+        resident_growth_kib=resident,
     )
+
+
+def _resident_kib() -> float:
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGESIZE") / 1024
 
 
 class _Done(NamedTuple):

@@ -273,3 +273,23 @@ def test_calls_that_change_a_backend_are_no_listings() -> None:
     assert not grpc(RPC + b"RepositoryModelLoad").is_listing
     assert not http(b"/v2/logging").is_listing
     assert not http(b"/v2/repository/models/m/load").is_listing
+
+
+# -- media types of clouds --------------------------------------------------------------------------------------------
+
+MEDIA = b"application/vnd.sagemaker-triton.binary+json;json-header-size="
+
+
+def test_a_clouds_media_type_becomes_the_header_that_backends_know() -> None:
+    facts = http(headers=[(b"content-type", MEDIA + b"17")])
+    assert facts.refusal is None
+    assert facts.json_length == b"17"
+    assert (b"inference-header-content-length", b"17") in facts.forward
+    both = http(headers=[(b"content-type", MEDIA + b"17"), (b"inference-header-content-length", b"17")])
+    assert [pair[0] for pair in both.forward].count(b"inference-header-content-length") == 1
+    assert both.refusal is None
+
+
+def test_two_lengths_that_differ_are_refused() -> None:
+    facts = http(headers=[(b"content-type", MEDIA + b"17"), (b"inference-header-content-length", b"18")])
+    assert refused(facts) is Code.BAD_HEADER_LENGTH

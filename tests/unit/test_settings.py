@@ -191,3 +191,16 @@ def test_trusted_model_keys_are_public_keys_and_have_a_limit() -> None:
 def test_times_of_the_engine_are_finite_and_not_negative(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
         load_settings(None, {}, {name: value})
+
+
+@pytest.mark.parametrize("address", ["http://host/models", "models", "file://host/models"])
+def test_a_model_store_is_a_bucket_or_a_folder(address: str) -> None:
+    with pytest.raises(SettingsError, match="model_store = "):
+        load_settings(None, {}, {"model_store": address})
+    assert load_settings(None, {}, {"model_store": "s3://models/team"}).model_store == "s3://models/team"
+
+
+@pytest.mark.parametrize("value", ["0.0", "-1.0", "inf", "nan"])
+def test_a_model_store_is_looked_at_now_and_then(value: str) -> None:
+    with pytest.raises(SettingsError, match="model_store_poll_s"):
+        load_settings(None, {}, {"model_store_poll_s": value})

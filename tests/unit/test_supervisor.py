@@ -182,7 +182,12 @@ def test_the_engine_is_told_what_it_asks_of_versions(tmp_path: Path) -> None:
     assert "--approval-required" in command
     assert ("--golden-check-s", "1.5") in pairs
     assert ("--release-poll-s", "0.0") in pairs
+    stored = list(pairwise(supervisor_of(tmp_path, model_store="s3://bucket/models")._engine_command(7)))
+    assert ("--model-store", "s3://bucket/models") in stored
+    assert ("--model-store-poll-s", "30.0") in stored
+    assert any(option == "--mirror" and value.endswith("/models") for option, value in stored)
     plain = supervisor_of(tmp_path)._engine_command(7)
+    assert "--model-store" not in plain
     assert "--approval-required" not in plain
     assert "--trusted-model-key" not in plain
 

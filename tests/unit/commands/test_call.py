@@ -265,3 +265,85 @@ def test_large_file_is_refused_before_it_is_read(tmp_path: Path, capsys: pytest.
     with pytest.raises(typer.Exit):
         module.read_file(path)
     assert "more than 256 MiB" in capsys.readouterr().err
+
+
+# -- decoupled models -------------------------------------------------------------------------------------------------
+
+LANGUAGE = {"name": "lm", "inputs": [{"name": "PROMPT", "datatype": "BYTES", "shape": [1]}], "outputs": []}
+EVENTS = (
+    'data: {"model_name":"lm","model_version":"1","TEXT":"The"}\n\n'
+    ": a comment\n\n"
+    'data: {"model_name":"lm","model_version":"1","TEXT":" end","FINISH":"stop"}\n\n'
+)
+
+
+def decoupled(gateway: Gateway, events: str, status: int = 200) -> None:
+    """The gateway serves a decoupled model that answers with `events`."""
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/generate_stream"):
+            return httpx.Response(status, text=events, headers={"tollway-call-id": "c2"})
+        return httpx.Response(501, json={"error": "model 'lm' is decoupled: call it by generate_stream"})
+
+    gateway.metadata = lambda _request: httpx.Response(200, json=LANGUAGE)
+    gateway.infer = answer
+
+
+def test_a_decoupled_model_is_called_as_a_stream_and_its_text_printed(gateway: Gateway) -> None:
+    decoupled(gateway, EVENTS)
+    code, out, _ = run("lm", "--text", "Say it")
+    assert code == 0
+    text, _, units, *facts = out.splitlines()
+    assert text == "The end"
+    assert units == "units    2 (`tollway usage` shows their charge)"
+    assert facts[0].startswith("time     first ")
+    assert facts[-1] == "call     c2"
+    assert [request.url.path for request in gateway.requests] == [
+        "/v2/models/lm",
+        "/v2/models/lm/infer",
+        "/v2/models/lm/generate_stream",
+    ]
+    assert json.loads(gateway.requests[-1].content) == {"PROMPT": "Say it"}
+
+
+def test_a_stream_as_json_has_its_text_and_every_event(gateway: Gateway) -> None:
+    decoupled(gateway, EVENTS)
+    code, out, _ = run("lm", "--text", "Say it", "--output", "json")
+    answer = json.loads(out)
+    assert code == 0
+    assert (answer["text"], answer["call_id"]) == ("The end", "c2")
+    assert answer["events"] == [{"TEXT": "The"}, {"TEXT": " end", "FINISH": "stop"}]
+
+
+@pytest.mark.parametrize(
+    ("events", "status", "message"),
+    [
+        ('data: {"error":"model \'lm\' raised X","code":"backend_fault"}\n\n', 200, "raised X"),
+        ("data: {nonsense\n\n", 200, "no JSON"),
+        ("data: [1]\n\n", 200, "no JSON object"),
+        ('{"error":"too many"}', 503, "too many"),
+    ],
+)
+def test_a_stream_that_fails_is_one_line(gateway: Gateway, events: str, status: int, message: str) -> None:
+    decoupled(gateway, events, status)
+    code, _, err = run("lm", "--text", "Say it")
+    assert code == 1
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_stream_takes_one_item(gateway: Gateway) -> None:
+    gateway.metadata = lambda _request: httpx.Response(
+        200, json={"name": "lm", "inputs": [{"name": "PROMPT", "datatype": "BYTES", "shape": [-1]}]}
+    )
+    gateway.infer = lambda _request: httpx.Response(501, json={"error": "model 'lm' is decoupled"})
+    code, _, err = run("lm", "--text", "a", "--text", "b")
+    assert code == 1
+    assert "a stream answers one item, not 2" in err
+
+
+def test_another_501_is_a_refusal_as_any(gateway: Gateway) -> None:
+    gateway.infer = lambda _request: httpx.Response(501, json={"error": "not served here"})
+    code, _, err = run("ocr", "--text", "x")
+    assert code == 1
+    assert "not served here" in err

@@ -23,7 +23,7 @@ from model_repo.repository import find_model
 from model_repo.signing import create_key, parse_trusted
 from model_repo.store import change_release
 from tests.unit.engine.certified import CONFIG, FACTS, HERE, VNNI, Build, approve, publish_build, scale_onnx, stage
-from tests.unit.engine.making import EngineUnderTest, run_engine, write_model
+from tests.unit.engine.making import EngineUnderTest, run_engine, write_model, write_python
 
 RULES = Rules(facts=FACTS, golden_ns_max=10**12)
 
@@ -56,7 +56,8 @@ def refuse(root: Path, said: str, rules: Rules = RULES) -> None:
         assert said in reason(engine.registry)
         assert not engine.registry.is_ready
         exchange = await engine.infer("m", {"inputs": []})
-        assert exchange.status == 503
+        # Without a configuration that can be read there is no version.
+        assert exchange.status in (404, 503)
 
     run_engine(root, test=test, rules=rules)
 
@@ -223,7 +224,10 @@ def test_a_load_that_brings_files_brings_no_signature(tmp_path: Path) -> None:
     publish_build(tmp_path / "repo", Build(), signer=key)
 
     async def test(engine: EngineUnderTest) -> None:
-        files = {"config": json.dumps({"platform": "onnxruntime_onnx", "max_batch_size": 8})}
+        tensor = {"data_type": "TYPE_FP32", "dims": [2]}
+        config: dict[str, object] = {"platform": "onnxruntime_onnx", "max_batch_size": 8}
+        config.update(input=[{"name": "x", **tensor}], output=[{"name": "y", **tensor}])
+        files = {"config": json.dumps(config)}
         files["file:1/model.onnx"] = base64.b64encode(scale_onnx(9)).decode()
         with pytest.raises(TollwayError, match="cannot be signed"):
             await engine.registry.changes.load("m", read_override("m", files))
@@ -359,3 +363,38 @@ def test_golden_arrays_are_what_they_seem(tmp_path: Path) -> None:
     folder = stage(tmp_path / "staged", Build(target=HERE))
     with np.load(folder / GOLDEN) as file:
         assert np.array_equal(file["0.out.y"], file["0.in.x"] * 2)
+
+
+COMPLETING = """
+import triton_python_backend_utils as pb_utils
+open({canary!r}, "w").close()
+
+
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        config.add_output({{"name": "y", "data_type": "TYPE_FP32", "dims": [2]}})
+        return config
+"""
+
+
+@pytest.mark.parametrize("rules", [APPROVED, Rules(facts=FACTS, trusted={"0" * 16: b"0" * 32})])
+def test_no_code_of_a_version_that_is_not_admitted_runs_to_look_at_it(rules: Rules, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    write_python(tmp_path / "repo", "m", COMPLETING.format(canary=str(canary)))
+    refuse(tmp_path / "repo", "not approved" if rules.is_approval_required else "cannot be signed", rules)
+    assert not canary.exists()
+
+    async def look(engine: EngineUnderTest) -> None:
+        assert canary.exists()
+
+    # It does run where nothing is asked for.
+    run_engine(tmp_path / "repo", test=look, rules=RULES)
+
+
+@pytest.mark.parametrize("rules", [APPROVED, Rules(facts=FACTS, trusted={"0" * 16: b"0" * 32})])
+def test_no_file_is_read_by_a_library_to_complete_its_configuration(rules: Rules, tmp_path: Path) -> None:
+    (tmp_path / "repo" / "m" / "1").mkdir(parents=True)
+    (tmp_path / "repo" / "m" / "1" / "model.onnx").write_bytes(b"no model")
+    refuse(tmp_path / "repo", "config.pbtxt: No such file", rules)
+    refuse(tmp_path / "repo", "ONNX Runtime cannot load it")

@@ -621,3 +621,35 @@ def test_a_caller_that_leaves_is_not_answered(repo: Path) -> None:
         assert exchange.replies == 0
 
     run_engine(repo, test=test)
+
+
+MEDIA = [f"application/vnd.{cloud}-triton.binary+json" for cloud in ("sagemaker", "vertex-ai")]
+
+
+@pytest.mark.parametrize("media", MEDIA)
+def test_a_clouds_media_type_says_where_the_json_ends(repo: Path, media: str) -> None:
+    """In place of Inference-Header-Content-Length, or beside an equal one; a binary reply has the same type."""
+    array = np.arange(2, dtype=np.float32)
+    head = {"name": "x", "datatype": "FP32", "shape": [1, 2], "parameters": {"binary_data_size": 8}}
+
+    async def test(engine: EngineUnderTest) -> None:
+        for is_binary in (True, False):
+            body, headers = binary({"inputs": [head], "parameters": {"binary_data_output": is_binary}}, array.tobytes())
+            size = dict(headers)[b"inference-header-content-length"].decode()
+            typed = (b"content-type", f"{media};json-header-size={size}".encode())
+            for sent in ([typed], [typed, (b"inference-header-content-length", size.encode())]):
+                reply = await engine.infer("m", body, sent)
+                assert reply.status == 200, reply.body
+                if is_binary:
+                    length = int(reply.headers[b"inference-header-content-length"])
+                    assert reply.headers[b"content-type"].decode() == f"{media};json-header-size={length}"
+                    assert len(reply.body) == length + 8
+                else:
+                    assert reply.headers[b"content-type"] == b"application/json"
+            for wrong in ("x", "", "-1", str(len(body) + 1)):
+                bad = await engine.infer("m", body, [(b"content-type", f"{media};json-header-size={wrong}".encode())])
+                assert (bad.status, bad.json()["code"]) == (400, "bad_header_length")
+            other = await engine.infer("m", body, [typed, (b"inference-header-content-length", b"3")])
+            assert (other.status, other.json()["code"]) == (400, "bad_header_length")
+
+    run_engine(repo, test=test)

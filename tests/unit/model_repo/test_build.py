@@ -288,7 +288,8 @@ def command(world: World, *more: str) -> list[str]:
 def test_command_refuses_an_unknown_recipe(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(world, "--only", "alchemy")) == 1
     err = capsys.readouterr().err
-    assert "there is no recipe 'alchemy'; there are face_detection, file_type, ocr, voice_activity" in err
+    known = "face_detection, file_type, language_model, ocr, voice_activity"
+    assert f"there is no recipe 'alchemy'; there are {known}" in err
 
 
 def test_models_that_could_not_be_served_here_are_left_out_unless_asked_for(

@@ -49,11 +49,13 @@ def test_committed_recipes_name_package_hashes_and_licence() -> None:
     assert licences == {
         "face_detection": "Apache-2.0",
         "file_type": "Apache-2.0",
+        "language_model": "Apache-2.0",
         "ocr": "Apache-2.0",
         "voice_activity": "MIT",
     }
     assert {name: recipe.requires for name, recipe in recipes.items() if recipe.requires} == {
-        "face_detection": "openvino"
+        "face_detection": "openvino",
+        "language_model": "openvino_genai",
     }
     for recipe in recipes.values():
         wheel_name = recipe.package.name.replace("-", "_")

@@ -2,7 +2,7 @@
 
 Such a call is held to the most that it may cost before it runs: refused when that is more than its caller allows, and
 reserved in the wallet where one pays. What it is charged is never more, because what is counted afterwards is cut to
-what was counted before. Calls without a bound have none of this (`LiveCall.bound` is None).
+what was counted before. Calls without a bound have none of this (`CallState.bound` is None).
 """
 
 from typing import Final, Protocol
@@ -45,7 +45,7 @@ class Bounded(Protocol):
 class Bound:
     """Of one call. `reserved`: nanos of the wallet that wait for the call's end."""
 
-    # Class-level defaults instead of __slots__, as in `LiveCall`: a bound sets only what it needs.
+    # Class-level defaults instead of __slots__, as in `CallState`: a bound sets only what it needs.
     purse: Purse | None = None
     most = 0
     reserved = 0

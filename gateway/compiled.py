@@ -40,6 +40,7 @@ MODULES: Final = (
     "gateway/auth/keyring.py",
     "gateway/bounds.py",
     "gateway/call.py",
+    "gateway/call_state.py",
     "gateway/forwarding.py",
     "gateway/heads.py",
     "gateway/metering/group_commit.py",

@@ -144,7 +144,9 @@ def test_commands_prove_and_verify(office: Office, tmp_path: Path) -> None:
     document = bill_one(office)
     invoice, proof = tmp_path / "invoice.json", tmp_path / "proof.json"
     runner = CliRunner()
-    made = runner.invoke(build_app("receipts"), ["receipts", "bill", document.number, "--local", "--data-dir", str(tmp_path)])
+    made = runner.invoke(
+        build_app("receipts"), ["receipts", "bill", document.number, "--local", "--data-dir", str(tmp_path)]
+    )
     assert made.exit_code == 0, made.output
     proof.write_text(made.output)
     invoice.write_bytes(msgspec.json.encode({"document": document, "state": {}}))

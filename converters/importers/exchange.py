@@ -6,12 +6,16 @@ Needs NumPy only, of any version.
 """
 
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from converters.errors import ToolFailed
 
 Array: TypeAlias = npt.NDArray[Any]
 Feeds: TypeAlias = Mapping[str, Array]
@@ -27,9 +31,13 @@ def write_arrays(path: Path, names: Sequence[str], arrays: Feeds) -> None:
 
 
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, Array]:
-    """Raises: ValueError, KeyError or OSError: no such npz, objects in it, or too few arrays."""
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[f"a{place}"] for place, name in enumerate(names)}
+    """Raises: ToolFailed: no such npz, objects in it, or too few arrays."""
+    try:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+            return {name: file[f"a{place}"] for place, name in enumerate(names)}
+    except (KeyError, ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        text = f"{path.parent.name}/{path.name} cannot be read: {error}"
+        raise ToolFailed("exchange", text, next_step="report this, with the model") from error
 
 
 def file_of(folder: Path, place: int) -> Path:

@@ -82,24 +82,32 @@ def _leading(file: BinaryIO, where: str) -> bytes:
 def _imports(name: str, data: bytes) -> Iterator[str]:
     """`module name` of every import of one or more pickles in a row; what cannot be told is refused."""
     stream = io.BytesIO(data)
-    strings: list[str] = []
-    memo: dict[int, str] = {}
     try:
         while stream.tell() < len(data):
-            for opcode, argument, _ in pickletools.genops(stream):
-                if opcode.name in {"GLOBAL", "INST"}:
-                    yield str(argument)
-                elif opcode.name == "STACK_GLOBAL":
-                    yield " ".join(strings[-2:]) if len(strings) >= 2 else "? ?"
-                elif opcode.name in {"EXT1", "EXT2", "EXT4"}:
-                    yield "copyreg extension"
-                elif isinstance(argument, str) and "UNICODE" in opcode.name:
-                    strings.append(argument)
-                elif opcode.name in {"BINPUT", "LONG_BINPUT", "PUT"} and strings:
-                    memo[int(str(argument))] = strings[-1]
-                elif opcode.name == "MEMOIZE" and strings:
-                    memo[len(memo)] = strings[-1]
-                elif opcode.name in {"BINGET", "LONG_BINGET", "GET"}:
-                    strings.append(memo.get(int(str(argument)), "?"))
+            yield from _imports_of_one(stream)
     except ValueError as error:
         raise UnsafeModel("pickle", f"{name} is no whole pickle: {error}", next_step=_NEXT) from error
+
+
+def _imports_of_one(stream: BinaryIO) -> Iterator[str]:
+    """STACK_GLOBAL takes the two topmost values: they count only where nothing but strings was pushed just before."""
+    recent: list[str] = []
+    memo: dict[int, str] = {}
+    for opcode, argument, _ in pickletools.genops(stream):
+        kind = opcode.name
+        if kind in {"GLOBAL", "INST"}:
+            yield str(argument)
+        elif kind == "STACK_GLOBAL":
+            yield " ".join(recent[-2:]) if len(recent) >= 2 else "? ?"
+        elif kind in {"EXT1", "EXT2", "EXT4"}:
+            yield "copyreg extension"
+        if "UNICODE" in kind:
+            recent.append(str(argument))
+        elif kind == "MEMOIZE":
+            memo[len(memo)] = recent[-1] if recent else "?"
+        elif kind in {"BINPUT", "LONG_BINPUT", "PUT"}:
+            memo[int(str(argument))] = recent[-1] if recent else "?"
+        elif kind in {"BINGET", "LONG_BINGET", "GET"}:
+            recent.append(memo.get(int(str(argument)), "?"))
+        else:
+            recent.clear()

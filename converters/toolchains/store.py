@@ -27,6 +27,10 @@ LOCKS: Final = Path(__file__).parents[2] / "deploy" / "locks" / "toolchains"
 STAMP: Final = "toolchain.json"
 INSTALL_S_MAX: Final = 3_600
 _SHOWN: Final = 600
+#: Ours, which works on the other environment: that one needs none.
+_PIP: Final = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+#: Of an index, or of a folder of packages.
+_FETCHED: Final = re.compile(r"(?:Collecting |Processing (?:\S*/)?)([A-Za-z0-9_.]+(?:-[A-Za-z][A-Za-z0-9_.]*)*)")
 #: (what, how many packages are done, of how many)
 Progress = Callable[[str, int, int], None]
 
@@ -163,7 +167,7 @@ def _stamp(folder: Path, name: str, sha256: str, build: str) -> None:
 def _make(toolchain: Toolchain, folder: Path, locks: Path, progress: Progress) -> str:
     """Returns the build that was to be had."""
     progress("virtual environment", 0, 1)
-    _run([sys.executable, "-m", "venv", str(folder)], "venv")
+    _run([sys.executable, "-m", "venv", "--without-pip", str(folder)], "venv")
     python = folder / "bin" / "python"
     _pip_install(python, locks / f"{toolchain.name}.lock", progress)
     build = _install_build(toolchain, python, locks, progress)
@@ -190,15 +194,16 @@ def _install_build(toolchain: Toolchain, python: Path, locks: Path, progress: Pr
 
 def _pip_install(python: Path, lock: Path, progress: Progress) -> None:
     total = len(locked_versions(lock.read_bytes()))
-    command = [str(python), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-deps"]
+    command = [*_PIP, "--python", str(python), "install", "--no-input", "--no-deps"]
     command += ["--only-binary", ":all:", "--require-hashes", "--progress-bar", "off", "-r", str(lock)]
     said: list[str] = []
     done = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout or ():
             said.append(line.strip())
-            if line.startswith("Collecting "):
-                progress(f"fetch {line.split()[1].split('==')[0]}", done, total)
+            package = _FETCHED.match(line)
+            if package is not None:
+                progress(f"fetch {package[1]}", done, total)
                 done += 1
             elif line.startswith("Installing collected"):
                 progress("unpack", total, total)
@@ -214,7 +219,7 @@ def _missing(python: Path) -> list[str]:
     Raises:
         ToolFailed: two packages do not fit each other.
     """
-    command = [str(python), "-I", "-m", "pip", "check", "--disable-pip-version-check"]
+    command = [*_PIP, "--python", str(python), "check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INSTALL_S_MAX)
     missing = re.findall(r"requires ([\w.-]+), which is not installed", done.stdout)
     if done.returncode != 0 and not missing:

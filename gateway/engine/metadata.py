@@ -15,6 +15,7 @@ EXTENSIONS: Final = (
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
+    "sequence",
     "statistics",
     "trace",
     "logging",

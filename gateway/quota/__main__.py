@@ -66,7 +66,7 @@ async def serve(arguments: argparse.Namespace) -> None:
     obey(watcher.snapshot)
     server = QuotaServer(owner, loop, watcher.refresh, arguments.meter_socket, workers_expected=arguments.workers)
     if isinstance(owner, SharedOwner):
-        owner.listen(on_decided=server.retry_one, on_news=server.retry_parked, on_recall=server.recall)
+        server.speak_for(owner)
     await server.listen(arguments.socket)
     funds: FundsServer | None = None
     if arguments.meter_socket is not None:

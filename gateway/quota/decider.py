@@ -3,7 +3,7 @@
 All of it is synchronous and does no I/O; what cannot be decided yet is a `Parked` reason, and the ask is tried again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from gateway.quota.owner import Parked, WorkerState
@@ -49,3 +49,16 @@ class Decider(Protocol):
     def finish_recount(self, counts: Sequence[int]) -> None: ...
 
     def abandon_recount(self) -> None: ...
+
+
+class Remote(Protocol):
+    """A decider whose decisions come later."""
+
+    def listen(
+        self,
+        *,
+        on_decided: Callable[[WorkerState, str], None],
+        on_news: Callable[[], None],
+        on_recall: Callable[[WorkerState, str], None],
+        on_count_wanted: Callable[[], None],
+    ) -> None: ...

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final, assert_never, cast
 
-from gateway.quota.decider import Decider
+from gateway.quota.decider import Decider, Remote
 from gateway.quota.owner import Parked, WorkerState
 from gateway.quota.protocol import (
     VERSION,
@@ -113,6 +113,15 @@ class QuotaServer:
             timer.cancel()
         self._parked.clear()
         self._recalled.clear()
+
+    def speak_for(self, remote: Remote) -> None:
+        """Hear of decisions that come later, and of what workers must do meanwhile."""
+        remote.listen(
+            on_decided=self.retry_one,
+            on_news=self.retry_parked,
+            on_recall=self.recall,
+            on_count_wanted=self._want_recount,
+        )
 
     def policy_changed(self) -> None:
         """The owner was given a new policy: tenants may need a count, asks may be decidable."""

@@ -77,6 +77,7 @@ class SharedOwner:
         self._wake: Callable[[], None] = ignore
         self._on_recall: Callable[[WorkerState, str], None] = ignore
         self._on_news: Callable[[], None] = ignore
+        self._on_count_wanted: Callable[[], None] = ignore
 
     def call_when_wanted(self, wake: Callable[[], None]) -> None:
         """`wake` is called whenever there is something to carry."""
@@ -88,11 +89,13 @@ class SharedOwner:
         on_decided: Callable[[WorkerState, str], None],
         on_news: Callable[[], None],
         on_recall: Callable[[WorkerState, str], None],
+        on_count_wanted: Callable[[], None],
     ) -> None:
         """Who is told: a parked ask of this worker and tenant should be tried again; all should; a worker must return
-        its spares.
+        its spares; a recount is needed.
         """
         self._asks.on_decided, self._on_news, self._on_recall = on_decided, on_news, on_recall
+        self._on_count_wanted = on_count_wanted
 
     # -- policy --------------------------------------------------------------------------------------------------------
 
@@ -237,6 +240,7 @@ class SharedOwner:
         self.epoch, self.is_registered, self.is_away = epoch, True, False
         self.learn_time(now_ns, sent_wall_ns)
         self._book.begin_session(is_new_epoch=is_new)
+        self._on_count_wanted()
 
     def on_away(self) -> None:
         """The store cannot be asked: who waits is refused; plans with store_down "closed" lose what is leased."""
@@ -258,6 +262,8 @@ class SharedOwner:
             share = self._book.want(wanted)
             if share is not None and not self._has_meter:
                 self._counts.start_from_zero(share, wanted.day, wanted.month)
+        if beat.wanted:
+            self._on_count_wanted()
         self._on_news()
 
     def learn_time(self, store_ns: int, sent_wall_ns: int) -> None:

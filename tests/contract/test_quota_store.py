@@ -123,7 +123,7 @@ async def share(
     """One host's owner behind a socket, with its session at the store."""
     loop = asyncio.get_running_loop()
     quota = QuotaServer(owner, loop, no_news, None, settle_s=0, park_s=PATIENT_S)
-    owner.listen(on_decided=quota.retry_one, on_news=quota.retry_parked, on_recall=quota.recall)
+    quota.speak_for(owner)
     await quota.listen(path)
     stack.push_async_callback(quota.close)
     keeper = StoreKeeper(owner, lambda: link(server, host, clock=KEY_CLOCK), clock=clock, loop=loop, away_s=PATIENT_S)

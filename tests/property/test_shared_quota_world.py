@@ -95,7 +95,7 @@ def run(server: Valkey, plan: Plan, script: list[Step], *, hosts: int = 2) -> Wo
     return world
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plans, steps)
 def test_no_limit_is_ever_passed_whatever_happens(server: Valkey, plan: Plan, script: list[Step]) -> None:
     run(server, plan, script)

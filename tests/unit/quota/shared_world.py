@@ -45,7 +45,7 @@ class StoreClient:
         keys = (f"{PREFIX}epoch", f"{PREFIX}hosts", PREFIX + subject)
         words: list[Any] = [command.operation, host, session, epoch, *command.arguments]
         try:
-            reply: list[Any] = self.client.evalsha(self.digest, 3, *keys, *words)  # type: ignore[assignment]
+            reply: list[Any] = self.client.evalsha(self.digest, 3, *keys, *words)
         except redis.exceptions.ResponseError as error:
             return CommandFailed(str(error))
         return reply
@@ -98,7 +98,9 @@ class Host:
 
     def _new_owner(self) -> None:
         self.owner = SharedOwner(self.world.clock, has_meter=True)
-        self.owner.listen(on_decided=self._on_decided, on_news=self.retry, on_recall=self._on_recall)
+        self.owner.listen(
+            on_decided=self._on_decided, on_news=self.retry, on_recall=self._on_recall, on_count_wanted=lambda: None
+        )
         self.owner.set_policy([TENANT], [self.world.plan])
         self.parked.clear()
 

@@ -237,8 +237,7 @@ def test_a_new_host_does_not_hold_up_the_others_and_a_host_too_many_is_refused(w
     world = world_of(plan_of(calls_per_day=100))
     for at in range(HOSTS_MAX - 2):
         (reply,) = world.store.run(f"new{at}", "s", "e", [Command("register", "", [world.store.run_id])])
-        assert reply[0] == b"OK"
-        assert reply[2] == b"j"
+        assert list(reply)[:3:2] == [b"OK", b"j"]
     (reply,) = world.store.run("one-more", "s", "e", [Command("register", "", [world.store.run_id])])
     assert list(reply) == [b"HOSTS"]
     assert take(world.hosts[0], 5) == 5

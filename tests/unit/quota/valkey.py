@@ -77,7 +77,7 @@ class Valkey:
         assert address is not None
         return address
 
-    def client(self, **options: str) -> "redis.Redis":
+    def client(self, **options: str | int) -> "redis.Redis":
         return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=10, **options)  # type: ignore[arg-type]
 
     def script_runs(self) -> int:

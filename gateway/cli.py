@@ -32,6 +32,7 @@ VERBS: Final = {
     "usage": ("gateway.commands.usage", "Calls, rows and charges by day, model, key or tenant."),
     "rerate": ("gateway.commands.rerate", "Price recorded calls again and show the differences; posts nothing."),
     "verify-bill": ("gateway.commands.verify_bill", "Check an invoice against its proof, offline."),
+    "verify-webhook": ("gateway.commands.verify_webhook", "Check the signature of a received webhook, offline."),
     "reconcile": ("gateway.commands.reconcile", "Prove answered = recorded = posted; exit 1 if not."),
 }
 

@@ -22,8 +22,9 @@ def beancount_lines(rows: Iterable[ExportRow]) -> Iterator[str]:
     balances: dict[tuple[str, str], int] = {}
     opened: set[str] = set()
     last_day = date(1970, 1, 1)
-    for _, group in groupby(rows, key=lambda row: row.tx_id):
-        entries = list(group)
+    for _, group in groupby(rows, key=lambda row: row.entry.tx_id):
+        whole = list(group)
+        entries = [row.entry for row in whole]
         for account in dict.fromkeys(row.account for row in entries):
             if account not in opened:
                 opened.add(account)
@@ -34,7 +35,7 @@ def beancount_lines(rows: Iterable[ExportRow]) -> Iterator[str]:
         last_day = max(day, last_day)
         yield f"{day.isoformat()} * {_text(entries[0].tenant)} {_text(entries[0].kind)}"
         yield f'  tx: "{entries[0].tx_id}"'
-        yield f'  seal: "{entries[0].seal}"'
+        yield f'  seal: "{whole[0].seal}"'
         for row in entries:
             yield f"  {account_name(row.account)}  {_amount(row.amount_nanos)} {row.currency}"
             key = (row.account, row.currency)

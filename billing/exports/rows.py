@@ -8,21 +8,15 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from billing.ledger.views import EntryView
+
 PAGE_ROWS: Final = 5_000
 
 
 class ExportRow(NamedTuple):
-    """One entry with its transaction's facts. `posted_ns` is UTC; debits positive, credits negative."""
+    """One entry and the seal (hex) of its transaction."""
 
-    tx_id: int
-    line: int
-    kind: str
-    tenant: str
-    posted_ns: int
-    account: str
-    currency: str
-    amount_nanos: int
-    calls: int
+    entry: EntryView
     seal: str
 
 
@@ -44,7 +38,7 @@ def export_rows(db: sqlite3.Connection, selection: Selection, page_rows: int = P
         values = (after_tx, after_tx, after_line, through, selection.since_ns, selection.until_ns, *narrowed, page_rows)
         page = db.execute(_SELECT.format(where=where), values).fetchall()
         for row in page:
-            yield ExportRow._make((*row[:9], bytes(row[9]).hex()))
+            yield ExportRow(EntryView._make(row[:9]), bytes(row[9]).hex())
         if len(page) < page_rows:
             return
         after_tx, after_line = page[-1][0], page[-1][1]

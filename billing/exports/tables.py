@@ -25,7 +25,7 @@ def write_csv(rows: Iterable[ExportRow], out: TextIO) -> int:
     writer.writerow(COLUMNS)
     count = 0
     for row in rows:
-        writer.writerow(_cells(row, format_nanos(row.amount_nanos)))
+        writer.writerow(_cells(row, format_nanos(row.entry.amount_nanos)))
         count += 1
     return count
 
@@ -43,7 +43,7 @@ def write_parquet(rows: Iterable[ExportRow], path: Path) -> int:
     count = 0
     with parquet.ParquetWriter(path, schema) as writer:
         for group in _groups(rows):
-            cells = [_cells(row, Decimal(row.amount_nanos) / _UNIT) for row in group]
+            cells = [_cells(row, Decimal(row.entry.amount_nanos) / _UNIT) for row in group]
             columns = [
                 arrow.array(list(column), kind) for column, kind in zip(zip(*cells, strict=True), types, strict=True)
             ]
@@ -53,8 +53,9 @@ def write_parquet(rows: Iterable[ExportRow], path: Path) -> int:
 
 
 def _cells(row: ExportRow, amount: Any) -> tuple[Any, ...]:
-    posted_at = datetime.fromtimestamp(row.posted_ns // 1_000_000_000, UTC).isoformat()
-    return (*row[:5], posted_at, *row[5:8], amount, *row[8:])
+    entry = row.entry
+    posted_at = datetime.fromtimestamp(entry.posted_ns // 1_000_000_000, UTC).isoformat()
+    return (*entry[:5], posted_at, *entry[5:8], amount, *entry[8:], row.seal)
 
 
 def _groups(rows: Iterable[ExportRow]) -> Iterable[list[ExportRow]]:

@@ -15,7 +15,7 @@ from billing.invoices.commands import MINOR_MAX, NS_PER_DAY
 from billing.invoices.desk import Verb
 from billing.invoices.period import Interval, Period, boundary_ns, floor_s, index_at, period_of
 from billing.invoices.postings import subscription_liability
-from billing.invoices.proration import share
+from billing.invoices.proration import change_of, share
 from billing.ledger.journal import Journal
 from billing.money import from_minor
 
@@ -107,8 +107,11 @@ def change(journal: Journal, body: Change, now_ns: int) -> Any:
     _check_fee(body.fee_minor)
     found = _renewed(journal, _live(journal, body.subscription_id), now_ns)
     changed = msgspec.structs.replace(found, fee_minor=body.fee_minor, name=body.name or found.name)
-    _prorate(journal, found, now_ns, -1, "change: rest given back")
-    _prorate(journal, changed, now_ns, 1, "change: rest of the period")
+    period = _paid_period(found, now_ns)
+    if period is not None:
+        rest, both = Period(floor_s(now_ns), period.end_ns), change_of(found.fee_minor, body.fee_minor, period, now_ns)
+        _ask(journal, found, rest, -both.credit_minor, ("proration", "change: rest given back"), now_ns)
+        _ask(journal, changed, rest, both.charge_minor, ("proration", "change: rest of the period"), now_ns)
     return _save(journal, changed, now_ns, "subscription.changed")
 
 
@@ -194,12 +197,19 @@ def _renewed(journal: Journal, found: Subscription, now_ns: int) -> Subscription
 
 def _prorate(journal: Journal, found: Subscription, now_ns: int, sign: int, why: str) -> None:
     """An item over the fee's share of the rest of the period that is paid for; none when nothing is paid ahead."""
-    if found.next_ns <= now_ns or now_ns < found.anchor_ns:
+    period = _paid_period(found, now_ns)
+    if period is None:
         return
-    index = index_at(found.anchor_ns, found.zone, found.interval, now_ns)
-    period = period_of(found.anchor_ns, found.zone, found.interval, index)
     rest = Period(floor_s(now_ns), period.end_ns)
     _ask(journal, found, rest, sign * share(found.fee_minor, period, rest), ("proration", why), now_ns)
+
+
+def _paid_period(found: Subscription, now_ns: int) -> Period | None:
+    """The current period, where its fee was asked; None in a trial, or when nothing is paid ahead."""
+    if found.next_ns <= now_ns or now_ns < found.anchor_ns:
+        return None
+    index = index_at(found.anchor_ns, found.zone, found.interval, now_ns)
+    return period_of(found.anchor_ns, found.zone, found.interval, index)
 
 
 def _ask(  # noqa: PLR0917 - what an item is, in its order

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, open_api
-from gateway.commands.output import parse_duration_s, print_fields, print_json, print_table
+from gateway.commands.output import parse_duration_s, print_fields, print_json, print_list
 
 app = typer.Typer(help="Control itself.", no_args_is_help=True)
 COLUMNS = ("seq", "at", "actor", "action", "subject")
@@ -56,7 +56,4 @@ def audit(
     """Who changed what and when; --json also shows before and after."""
     with open_api(data_dir, api) as control:
         rows = control.get_all("/admin/audit", {}, limit)
-    if as_json:
-        print_json(rows)
-    else:
-        print_table(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+    print_list(rows, COLUMNS, as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, fail, open_api
-from gateway.commands.invoices import OperationId, TenantId, run_command
+from gateway.commands.invoices import OperationId, TenantId, do_command
 from gateway.commands.output import print_fields, print_json, print_table
 
 app = typer.Typer(help="Who is billed, for what, and by whom.", no_args_is_help=True)
@@ -27,7 +27,7 @@ def seller(
     as_json: AsJson = False,
 ) -> None:
     """Set who sells: name, address, tax table, number series."""
-    _do("seller.set", _load(file), operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("seller.set", _load(file), operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -40,7 +40,7 @@ def account(
     as_json: AsJson = False,
 ) -> None:
     """Create or replace a tenant's billing account."""
-    _do("account.set", _load(file), operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("account.set", _load(file), operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -81,7 +81,7 @@ def item(
         "description": description,
         "amount_nanos": amount_nanos,
     }
-    _do("item.add", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("item.add", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -99,7 +99,7 @@ def subscribe(
 ) -> None:
     """Start a subscription, now or after a trial."""
     body = {"tenant": tenant, "name": name, "fee_minor": fee_minor, "interval": interval, "trial_days": trial_days}
-    _do("subscription.start", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("subscription.start", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -115,7 +115,7 @@ def change(
 ) -> None:
     """Change a fee from now on; both sides are prorated by the second."""
     body = {"subscription_id": subscription, "fee_minor": fee_minor} | ({} if name is None else {"name": name})
-    _do("subscription.change", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("subscription.change", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -130,7 +130,7 @@ def cancel(
 ) -> None:
     """End a subscription with its paid period, or now."""
     body = {"subscription_id": subscription, "when": "now" if now else "period_end"}
-    _do("subscription.cancel", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("subscription.cancel", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -144,7 +144,7 @@ def pause(
 ) -> None:
     """Stop asking fees; the rest of the paid period is given back."""
     body = {"subscription_id": subscription}
-    _do("subscription.pause", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("subscription.pause", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -158,7 +158,7 @@ def resume(
 ) -> None:
     """End a pause."""
     body = {"subscription_id": subscription}
-    _do("subscription.resume", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("subscription.resume", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -168,11 +168,3 @@ def _load(file: Path) -> dict[str, Any]:
         fail(f"{file}: {error.strerror}: name a readable TOML file")
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         fail(f"{file}: not readable as TOML: {error}")
-
-
-def _do(
-    verb: str, body: dict[str, Any], operation_id: str | None, *, data_dir: Path, api: str | None, as_json: bool
-) -> None:
-    with open_api(data_dir, api) as control:
-        answer = run_command(control, verb, body, operation_id)
-    print_json(answer) if as_json else print_fields(answer)

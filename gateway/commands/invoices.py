@@ -7,7 +7,7 @@ from uuid import uuid4
 import typer
 
 from gateway.commands.client import DEFAULT_DATA_DIR, Api, ApiUrl, AsJson, DataDir, fail, open_api
-from gateway.commands.output import parse_day_ns, print_fields, print_json, print_table
+from gateway.commands.output import parse_day_ns, print_answer, print_fields, print_json, print_list, print_table
 
 app = typer.Typer(help="Invoices and credit notes.", no_args_is_help=True)
 
@@ -22,6 +22,8 @@ OperationId = Annotated[
     str | None, typer.Option("--operation-id", help="To repeat a command safely; default: a new one.")
 ]
 COLUMNS = ("number", "kind", "tenant", "total_minor", "due_minor", "currency", "status", "issued_at", "due_at")
+#: Members of an answer that `tollway invoices show` prints.
+_DOCUMENTS = frozenset({"invoice", "credit_note", "document"})
 LINES = ("description", "quantity", "unit", "amount_minor", "tax_category")
 
 
@@ -37,11 +39,11 @@ def list_(
     """List invoices and credit notes, oldest first."""
     with open_api(data_dir, api) as control:
         found = control.get_all("/admin/billing/invoices", {"tenant": tenant}, limit)
-    if as_json:
-        print_json(found)
-        return
-    rows = ([{**one, **one["state"]}[column] for column in COLUMNS] for one in found)
-    print_table(COLUMNS, rows, right=frozenset({"total_minor", "due_minor"}))
+
+    def cells(one: dict[str, Any]) -> list[object]:
+        return [{**one, **one["state"]}[column] for column in COLUMNS]
+
+    print_list(found, COLUMNS, as_json=as_json, cells=cells, right=frozenset({"total_minor", "due_minor"}))
 
 
 @app.command()
@@ -101,7 +103,7 @@ def discard(
     as_json: AsJson = False,
 ) -> None:
     """Drop a draft."""
-    _do("invoice.discard", {"document": draft_id}, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("invoice.discard", {"document": draft_id}, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -137,7 +139,7 @@ def void(
     as_json: AsJson = False,
 ) -> None:
     """Take an unpaid invoice back; what it billed comes with the next one."""
-    _do("invoice.void", {"document": invoice}, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("invoice.void", {"document": invoice}, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command("write-off")
@@ -150,7 +152,7 @@ def write_off(
     as_json: AsJson = False,
 ) -> None:
     """Give an open invoice up as uncollectible."""
-    _do("invoice.write_off", {"document": invoice}, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("invoice.write_off", {"document": invoice}, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -166,7 +168,7 @@ def credit(
 ) -> None:
     """Issue a credit note over a part of an invoice."""
     body = {"invoice": invoice, "amount_minor": amount_minor, "reason": reason}
-    _do("invoice.credit", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("invoice.credit", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -183,7 +185,7 @@ def pay(
 ) -> None:
     """Book money that came in."""
     body = {"invoice": invoice, "provider": provider, "reference": reference, "amount_minor": amount_minor}
-    _do("invoice.pay", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("invoice.pay", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -200,7 +202,7 @@ def refund(
 ) -> None:
     """Book money given back, at most what the invoice was overpaid by."""
     body = {"invoice": invoice, "provider": provider, "reference": reference, "amount_minor": amount_minor}
-    _do("invoice.refund", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+    do_command("invoice.refund", body, operation_id, data_dir=data_dir, api=api, as_json=as_json)
 
 
 @app.command()
@@ -241,12 +243,11 @@ def print_document(document: dict[str, Any]) -> None:
     print_fields({name: document[name] for name in ("net_minor", "tax_minor", "total_minor")})
 
 
-def _do(
+def do_command(
     verb: str, body: dict[str, Any], operation_id: str | None, *, data_dir: Path, api: str | None, as_json: bool
 ) -> None:
+    """Carry out a money command and print its answer; for people without the documents in it."""
     with open_api(data_dir, api) as control:
         answer = run_command(control, verb, body, operation_id)
-    if as_json:
-        print_json(answer)
-    else:
-        print_fields({name: value for name, value in answer.items() if not isinstance(value, dict)})
+    shown = answer if as_json else {name: value for name, value in answer.items() if name not in _DOCUMENTS}
+    print_answer(shown, as_json=as_json)

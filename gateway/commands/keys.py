@@ -6,7 +6,7 @@ from uuid import uuid4
 import typer
 
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, open_api
-from gateway.commands.output import parse_duration_s, print_fields, print_json, print_table
+from gateway.commands.output import parse_duration_s, print_fields, print_json, print_list
 
 app = typer.Typer(help="API keys.", no_args_is_help=True)
 
@@ -54,11 +54,12 @@ def list_(
     """List keys, oldest first. Secrets are never listed."""
     with open_api(data_dir, api) as control:
         keys = control.get_all("/admin/keys", {"tenant": tenant}, limit)
-    if as_json:
-        print_json(keys)
-        return
     columns = ("key_id", "kid", "tenant", "name", "state", "scopes", "models", "expires_at")
-    print_table(columns, ([key["models"] or "every" if c == "models" else key[c] for c in columns] for key in keys))
+
+    def cells(key: dict[str, Any]) -> list[object]:
+        return [key["models"] or "every" if column == "models" else key[column] for column in columns]
+
+    print_list(keys, columns, as_json=as_json, cells=cells)
 
 
 @app.command()

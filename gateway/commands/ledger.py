@@ -12,7 +12,7 @@ from billing.ledger.opening import open_ledger_reader
 from billing.ledger.port import LedgerError
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, fail, open_api
 from gateway.commands.invoices import OperationId, run_command
-from gateway.commands.output import parse_day_ns, print_fields, print_json, print_table
+from gateway.commands.output import parse_day_ns, print_fields, print_json, print_list, print_table
 
 app = typer.Typer(help="The double-entry ledger.", no_args_is_help=True)
 
@@ -108,12 +108,7 @@ def entries(
     query = {"account": account, "tenant": tenant, "tx": tx, "call_id": call}
     with open_api(data_dir, api) as control:
         found = control.get_all("/admin/ledger/entries", query, limit)
-    if as_json:
-        print_json(found)
-    else:
-        print_table(
-            ENTRIES, ([entry[column] for column in ENTRIES] for entry in found), right=frozenset({"amount", "calls"})
-        )
+    print_list(found, ENTRIES, as_json=as_json, right=frozenset({"amount", "calls"}))
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -37,6 +37,27 @@ def print_table(
     for row in rows:
         table.add_row(*(Text(cell_text(cell)) for cell in row))
     console.print(table)
+
+
+def print_list(
+    found: Sequence[Any],
+    columns: Sequence[str],
+    *,
+    as_json: bool,
+    cells: Callable[[Any], Sequence[object]] | None = None,
+    right: frozenset[str] = frozenset(),
+) -> None:
+    """What a list verb found: JSON as it came, or a table. `cells`: a row's, where they are not its columns."""
+    if as_json:
+        print_json(found)
+        return
+    read = cells or (lambda one: [one[column] for column in columns])
+    print_table(columns, (read(one) for one in found), right=right)
+
+
+def print_answer(answer: dict[str, Any], *, as_json: bool) -> None:
+    """What a command answered: JSON as it came, or its fields."""
+    print_json(answer) if as_json else print_fields(answer)
 
 
 def print_fields(fields: dict[str, object]) -> None:

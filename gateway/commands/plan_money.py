@@ -10,7 +10,15 @@ from billing.money import MoneyError, format_nanos, parse_nanos
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, fail, open_api
 from gateway.commands.files import File, file_body
 from gateway.commands.invoices import OperationId, TenantId, Zone, run_command
-from gateway.commands.output import parse_day_ns, parse_duration_s, print_fields, print_json, print_table
+from gateway.commands.output import (
+    parse_day_ns,
+    parse_duration_s,
+    print_answer,
+    print_fields,
+    print_json,
+    print_list,
+    print_table,
+)
 
 PlanName = Annotated[str, typer.Argument(help="Name of the plan.", show_default=False)]
 _AMOUNTS = frozenset({"amount", "left", "list", "net"})
@@ -50,13 +58,11 @@ def coupons(
     """List coupons."""
     with open_api(data_dir, api) as control:
         found = control.get_all("/admin/coupons", {}, limit)
-    if as_json:
-        print_json(found)
-        return
-    print_table(
-        ("code", "off", "months", "redemptions_max", "plans"),
-        ((one["code"], _off(one), one["months"], one["redemptions_max"], one["plans"]) for one in found),
-    )
+
+    def cells(one: dict[str, Any]) -> list[object]:
+        return [one["code"], _off(one), one["months"], one["redemptions_max"], one["plans"]]
+
+    print_list(found, ("code", "off", "months", "redemptions_max", "plans"), as_json=as_json, cells=cells)
 
 
 def subscribe(
@@ -73,7 +79,7 @@ def subscribe(
     body = {"operation_id": _operation(operation_id), "plan": plan, "packs": packs}
     with open_api(data_dir, api) as control:
         found = control.post(f"/admin/tenants/{tenant}/subscribe", body)
-    _print(found, as_json=as_json)
+    print_answer(found, as_json=as_json)
 
 
 def redeem(
@@ -89,7 +95,7 @@ def redeem(
     body = {"operation_id": _operation(operation_id), "code": code}
     with open_api(data_dir, api) as control:
         found = control.post(f"/admin/tenants/{tenant}/coupons", body)
-    _print(found, as_json=as_json)
+    print_answer(found, as_json=as_json)
 
 
 def grant(
@@ -118,7 +124,7 @@ def grant(
         body["expires_ns"] = time.time_ns() + life_s * 1_000_000_000
     with open_api(data_dir, api) as control:
         found = run_command(control, "credit.grant", body, operation_id)
-    _print(found, as_json=as_json)
+    print_answer(found, as_json=as_json)
 
 
 def credit(
@@ -161,10 +167,7 @@ def settle(
     body = {"operation_id": _operation(operation_id), "at_ns": parse_day_ns("--month", month, zone)}
     with open_api(data_dir, api) as control:
         run = control.post(f"/admin/tenants/{tenant}/months", body)
-    if as_json:
-        print_json(run)
-        return
-    _print_runs([run])
+    print_json(run) if as_json else _print_runs([run])
 
 
 def months(
@@ -173,10 +176,7 @@ def months(
     """Show the ratings of a tenant's months, newest first."""
     with open_api(data_dir, api) as control:
         runs = control.get(f"/admin/tenants/{tenant}/months")
-    if as_json:
-        print_json(runs)
-        return
-    _print_runs(runs)
+    print_json(runs) if as_json else _print_runs(runs)
 
 
 def _print_runs(runs: list[dict[str, Any]]) -> None:
@@ -188,13 +188,6 @@ def _print_runs(runs: list[dict[str, Any]]) -> None:
         ]
         rows.append((run["start_ns"], run["n"], "net", format_nanos(run["net_nanos"])))
     print_table(("month", "run", "line", "amount"), rows, right=_AMOUNTS)
-
-
-def _print(found: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-    else:
-        print_fields(found)
 
 
 def _operation(given: str | None) -> str:

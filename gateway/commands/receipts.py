@@ -18,7 +18,7 @@ from billing.receipts.heads import decode_consistency, decode_head, verify_consi
 from billing.receipts.keys import ReceiptKeyError, key_id_of, open_signer
 from billing.receipts.receipt import ReceiptError, decode_receipt, verify_receipt
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, fail, open_api
-from gateway.commands.output import print_fields, print_json, print_table
+from gateway.commands.output import print_fields, print_json, print_list
 
 app = typer.Typer(help="Proofs that calls are in the books, signed.", no_args_is_help=True)
 
@@ -46,10 +46,7 @@ def heads(
     """Every published head of a tenant, smallest first."""
     with open_api(data_dir, api) as control:
         found = control.get_all("/admin/receipts/heads", {"tenant": tenant}, limit)
-    if as_json:
-        print_json(found)
-    else:
-        print_table(COLUMNS, ([one[column] for column in COLUMNS] for one in found), right=frozenset({"size"}))
+    print_list(found, COLUMNS, as_json=as_json, right=frozenset({"size"}))
 
 
 @app.command()

@@ -84,23 +84,24 @@ def test_beancount_accepts_the_export_with_its_closing_balances(office: Office, 
 
 def test_csv_and_parquet_hold_every_entry_exactly(office: Office, tmp_path: Path) -> None:
     rows = list(export_rows(office.reader, Selection()))
+    entries = [row.entry for row in rows]
     assert write_export(office.reader, Selection(), "csv", tmp_path / "l.csv") == len(rows)
     with (tmp_path / "l.csv").open(encoding="utf-8", newline="") as file:
         read = list(csv.DictReader(file))
     assert [(int(one["tx_id"]), one["tenant"], one["account"], int(one["amount_nanos"])) for one in read] == [
-        (one.tx_id, one.tenant, one.account, one.amount_nanos) for one in rows
+        (one.tx_id, one.tenant, one.account, one.amount_nanos) for one in entries
     ]
     assert all(Decimal(one["amount"]) * 10**9 == int(one["amount_nanos"]) for one in read)
     assert write_export(office.reader, Selection(), "parquet", tmp_path / "l.parquet") == len(rows)
     table = parquet.read_table(tmp_path / "l.parquet")
     assert table.column_names == list(COLUMNS)
-    assert table["amount_nanos"].to_pylist() == [one.amount_nanos for one in rows]
-    assert [int(one * 10**9) for one in table["amount"].to_pylist()] == [one.amount_nanos for one in rows]
+    assert table["amount_nanos"].to_pylist() == [one.amount_nanos for one in entries]
+    assert [int(one * 10**9) for one in table["amount"].to_pylist()] == [one.amount_nanos for one in entries]
 
 
 def test_selection_is_by_posting_time_and_tenant(office: Office) -> None:
     now_ns = office.now_ns
-    assert {row.tenant for row in export_rows(office.reader, Selection(tenant="Acme"))} == {"Acme"}
+    assert {row.entry.tenant for row in export_rows(office.reader, Selection(tenant="Acme"))} == {"Acme"}
     assert list(export_rows(office.reader, Selection(tenant="nobody"))) == []
     assert list(export_rows(office.reader, Selection(until_ns=now_ns))) == []
     assert len(list(export_rows(office.reader, Selection(since_ns=now_ns, until_ns=now_ns + 1)))) > 130
@@ -111,7 +112,7 @@ def test_export_goes_on_behind_a_page(office: Office, page_rows: int) -> None:
     whole = list(export_rows(office.reader, Selection()))
     assert list(export_rows(office.reader, Selection(), page_rows)) == whole
     (count,) = office.reader.execute("SELECT COUNT(*) FROM entry").fetchone()
-    assert len({(row.tx_id, row.line) for row in whole}) == len(whole) == count
+    assert len({(row.entry.tx_id, row.entry.line) for row in whole}) == len(whole) == count
 
 
 @pytest.mark.parametrize("form", ["beancount", "csv", "parquet"])

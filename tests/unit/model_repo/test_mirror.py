@@ -1,11 +1,7 @@
 """A mirror is in line with its store or on the way there; whoever reads it meanwhile sees whole versions, signed."""
 
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from obstore.store import MemoryStore
@@ -15,6 +11,7 @@ from model_repo.mirror import Pulled, pull
 from model_repo.object_store import ObjectModelStore
 from model_repo.signing import create_key, parse_trusted, read_key
 from model_repo.stores import FileStore, ModelStore
+from tests.unit.model_repo.dying import DIED, dying
 from tests.unit.model_repo.test_release import LABELLED
 from tests.unit.model_repo.test_store import config, stage
 
@@ -83,23 +80,6 @@ def test_a_model_that_left_the_store_stays(tmp_path: Path) -> None:
     assert FileStore(tmp_path / "mirror").names() == ("m",)
 
 
-def _die_at(store: str, mirror: str, step: int) -> None:
-    left = [step]
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **names: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                os._exit(9)
-            return real(*arguments, **names)
-
-        return call
-
-    for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink"):
-        setattr(os, name, counted(getattr(os, name)))
-    pull(FileStore(Path(store)), Path(mirror))
-
-
 def test_a_pull_that_dies_at_any_step_leaves_whole_signed_versions(tmp_path: Path) -> None:
     """Each step of a pull that brings a version, moves an alias and takes a version away, one run each."""
     key = create_key(tmp_path / "key")
@@ -112,19 +92,17 @@ def test_a_pull_that_dies_at_any_step_leaves_whole_signed_versions(tmp_path: Pat
     store.publish("m", stage(tmp_path / "3", b"3"), config(), signer=key)
     lifecycle.name_version(store, "m", "stable", 3)
     store.remove("m", lambda versions, release: {1})
-    context = multiprocessing.get_context("fork")
-    for step in range(200):
-        mirror = FileStore(tmp_path / f"mirror{step}")
-        shutil.copytree(tmp_path / "before", mirror.root)
-        process = context.Process(target=_die_at, args=(str(store.root), str(mirror.root), step))
-        process.start()
-        process.join()
-        state = lifecycle.get_model(mirror, "m")
-        assert state.release.aliases["stable"] in state.versions
-        assert all(not lifecycle.verify(mirror, state, number, trusted).fault for number in state.versions)
-        assert not pull(store, mirror.root)[0].fault
-        assert mirror.find("m") == store.find("m")
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == 9
-    assert step > 10
+    with dying() as run:
+        for step in range(200):
+            mirror = FileStore(tmp_path / f"mirror{step}")
+            shutil.copytree(tmp_path / "before", mirror.root)
+            code = run("pull", [str(store.root), str(mirror.root)], step)
+            state = lifecycle.get_model(mirror, "m")
+            assert state.release.aliases["stable"] in state.versions
+            assert all(not lifecycle.verify(mirror, state, number, trusted).fault for number in state.versions)
+            assert not pull(store, mirror.root)[0].fault
+            assert mirror.find("m") == store.find("m")
+            if not code:
+                break
+            assert code == DIED
+    assert 10 < step < 199

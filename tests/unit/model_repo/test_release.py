@@ -1,11 +1,8 @@
 """Aliases, approvals and signatures change as one; what was signed or approved is these bytes and no others."""
 
-import multiprocessing
-import os
+import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -28,6 +25,7 @@ from model_repo.release import (
 from model_repo.repository import find_model
 from model_repo.signing import Statement, check_signature, create_key, parse_trusted, read_key
 from model_repo.store import change_release, publish, remove_versions
+from tests.unit.model_repo.dying import DIED, dying
 from tests.unit.model_repo.test_store import config, stage
 
 FULL = Release(
@@ -276,27 +274,6 @@ def test_labels_are_published_with_their_model_and_count_for_its_digest(tmp_path
 # -- crashes -----------------------------------------------------------------------------------------------------------
 
 
-def _die_at(root: str, staged: str, key: str, step: int) -> None:
-    """Publish signed, alias and collect, and die at the `step`-th flush or rename of it all."""
-    left = [step]
-
-    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any, **names: Any) -> Any:
-            left[0] -= 1
-            if left[0] < 0:
-                os._exit(9)
-            return real(*arguments, **names)
-
-        return call
-
-    for name in ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink"):
-        setattr(os, name, counted(getattr(os, name)))
-    path = Path(root)
-    publish(path, "m", Path(staged), config(), signer=read_key(Path(key)))
-    change_release(path, "m", lambda release: release.with_alias("stable", 2))
-    remove_versions(path, "m", lambda versions, release: {1})
-
-
 def _check_world(root: Path, trusted: dict[str, bytes]) -> None:
     """Every version there is whole and signed, and every alias leads to a version."""
     folder = find_model(root, "m")
@@ -321,20 +298,17 @@ def test_a_writer_that_dies_at_any_step_leaves_old_or_new(tmp_path: Path) -> Non
     trusted = parse_trusted([key.public])
     staged = stage(tmp_path / "b", b"other")
     first = stage(tmp_path / "a")
-    context = multiprocessing.get_context("fork")
-    step = 0
-    while True:
-        root = tmp_path / f"repo{step}"
-        publish(root, "m", first, config(), signer=key)
-        process = context.Process(target=_die_at, args=(str(root), str(staged), str(tmp_path / "key"), step))
-        process.start()
-        process.join()
-        _check_world(root, trusted)
-        # Whatever was left is no obstacle to the next.
-        assert publish(root, "m", stage(tmp_path / f"c{step}", b"third"), config(), signer=key).is_new
-        assert not list(root.glob(".staging-*"))
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == 9
-        step += 1
-    assert step > 20
+    publish(tmp_path / "before", "m", first, config(), signer=key)
+    with dying() as run:
+        for step in range(200):
+            root = tmp_path / f"repo{step}"
+            shutil.copytree(tmp_path / "before", root)
+            code = run("publish", [str(root), str(staged), str(tmp_path / "key"), config()], step)
+            _check_world(root, trusted)
+            # Whatever was left is no obstacle to the next.
+            assert publish(root, "m", stage(tmp_path / f"c{step}", b"third"), config(), signer=key).is_new
+            assert not list(root.glob(".staging-*"))
+            if not code:
+                break
+            assert code == DIED
+    assert 20 < step < 199

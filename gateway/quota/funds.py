@@ -83,7 +83,7 @@ class Purse:
         self.low = 0
         self.spare = 0
         #: When the last lease came that raised the ceiling (monotonic).
-        self.leased_ns = 0
+        self.leased_ns = -(1 << 62)
         self.expires_ns = 0
         self.denied_nanos = 0
         self.denied_until_ns = 0

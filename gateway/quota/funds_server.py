@@ -28,6 +28,9 @@ from gateway.quota.funds_protocol import (
 )
 from gateway.quota.protocol import WORKERS_MAX, FrameSplitter, ProtocolError
 
+#: What the ledger takes (billing.ledger.leases).
+CEILING_NANOS_MAX: Final = 4 * 10**18
+CURRENCY_CHARS: Final = 3
 #: Orders in one request to the meter.
 ORDERS_MAX: Final = 1_000
 #: How long the meter may take; it posts usage in between.
@@ -264,6 +267,12 @@ class WorkerLink(asyncio.Protocol):
         wallet = (message.tenant, message.currency)
         if not self.instance or wallet in self._open:
             raise ProtocolError("an order before Begin, or a second one for a wallet")
+        # The meter refuses such orders with all that travel with them.
+        amounts = (message.committed, message.least, message.need, message.spare)
+        if min(message.seq, *amounts) < 0 or max(amounts) > CEILING_NANOS_MAX or message.least > message.need:
+            raise ProtocolError("an order whose numbers make no sense")
+        if not message.tenant or len(message.currency) != CURRENCY_CHARS:
+            raise ProtocolError("an order without a wallet")
         self._open.add(wallet)
         self._server.order(self, message)
 

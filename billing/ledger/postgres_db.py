@@ -66,9 +66,7 @@ class PgDatabase:
         if statement == "BEGIN IMMEDIATE":
             self._is_begun = False
             with translated_errors():
-                cursor = self._open().execute("BEGIN")
-                self._is_begun = True
-                return cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_WRITERS_LOCK,))
+                return self._begin()
         if statement in {"COMMIT", "ROLLBACK"}:
             with translated_errors():
                 cursor = self._open().execute(statement)
@@ -102,6 +100,19 @@ class PgDatabase:
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+
+    def _begin(self) -> "psycopg.Cursor[tuple[Any, ...]]":
+        """A transaction that has its turn, or none: one that waited in vain must not be found open by the next try."""
+        connection = self._open()
+        cursor = connection.execute("BEGIN")
+        self._is_begun = True
+        try:
+            return cursor.execute("SELECT pg_advisory_xact_lock(%s)", (_WRITERS_LOCK,))
+        except psycopg.Error:
+            self._is_begun = False
+            if not connection.closed:
+                connection.rollback()
+            raise
 
     def _create(self, statements: Sequence[str]) -> "psycopg.Cursor[tuple[Any, ...]]":
         """Tables belong to the user of the URL, not to the writer's role: an owner could give itself every right."""

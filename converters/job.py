@@ -26,6 +26,7 @@ _DIM: Final = re.compile(r"([A-Za-z_][\w.:/-]{0,99})=(\d{1,7})(?:\.\.(\d{1,7}))?
 class Job:
     """`dims`: size range of named variable axes. `budgets`: factor on the error budget of a precision.
 
+    `batch_rows_max` 0: the batch stays the callers' own, `max_batch_size` is 0.
     `threads` are those of one run, as the engine is told. `rounds` of measurement give one median.
     `labels`: array of the data with a label a row; `label_output`: what it is of, empty: the first that fits;
     `metric_drop`: how much of the task metric a variant may lose, a share. `class_names`: in the order of the scores.
@@ -51,7 +52,7 @@ class Job:
         _known("--precision", self.precisions, PRECISIONS)
         _known("--budget", self.budgets, PRECISIONS)
         _known("--optimize", (self.optimize,), ("latency", "throughput"))
-        _within("--batch-max", self.batch_rows_max, 1, BATCH_ROWS_MAX)
+        _within("--batch-max", self.batch_rows_max, 0, BATCH_ROWS_MAX)
         _within("--threads", self.threads, 1, 64)
         _within("--rounds", self.rounds, 3, 99)
         if not 0 <= self.metric_drop <= 1:

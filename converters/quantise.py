@@ -43,6 +43,7 @@ def quantise_static(normal: Any, folder: Path, data: Data | None, batched: bool,
     model.CopyFrom(normal)
     # Without VNNI, sums of unsigned times signed bytes saturate at 16 bits: one bit less keeps them in range.
     is_reduced = not has_vnni()
+    step = _CALIBRATION_ROWS if batched else 1
     quantize_static(
         model,
         str(folder / "model.onnx"),
@@ -52,9 +53,18 @@ def quantise_static(normal: Any, folder: Path, data: Data | None, batched: bool,
         reduce_range=is_reduced,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options={"CalibMaxIntermediateOutputs": inner_outputs_max(-(-data.rows_calibration // step))},
     )
     method = f"static QDQ, per channel, min-max over {data.rows_calibration} rows{', 7 bits' if is_reduced else ''}"
     return onnx.load(str(folder / "model.onnx")), method
+
+
+def inner_outputs_max(runs: int) -> int:
+    """Of how many calibration runs the inner tensors are held at once: without a bound, of all until the last.
+
+    No divisor of the number of runs, as the library then finds nothing left at the end and gives up.
+    """
+    return next(count for count in range(2, runs + 2) if runs % count)
 
 
 def quantise_dynamic(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:

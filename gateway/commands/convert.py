@@ -30,7 +30,7 @@ def convert(
     dim: Annotated[list[str] | None, typer.Option(help="Sizes of a variable axis: NAME=LOW..HIGH.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="PRECISION=FACTOR on the allowed error.")] = None,
     optimize: Annotated[str, typer.Option(help="latency or throughput.")] = "latency",
-    batch_max: Annotated[int, typer.Option(help="Rows of the largest batch.")] = 32,
+    batch_max: Annotated[int, typer.Option(help="Rows of the largest batch; 0: the engine makes none.")] = 32,
     threads: Annotated[int, typer.Option(help="Threads of one run.")] = 1,
     rounds: Annotated[int, typer.Option(help="Rounds of measurement.")] = 9,
     seed: Annotated[int, typer.Option(help="Of generated inputs and of the split of the data.")] = 0,

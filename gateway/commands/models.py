@@ -6,6 +6,7 @@ import typer
 
 from gateway.commands import models_repository
 from gateway.commands.client import DEFAULT_DATA_DIR, ApiUrl, AsJson, DataDir, fail, open_api
+from gateway.commands.models_build import build
 from gateway.commands.models_rebuild import rebuild
 from gateway.commands.models_tune import tune_
 from gateway.commands.output import print_json, print_table
@@ -18,6 +19,7 @@ for verb in ("publish", "diff", "verify", "approve", "alias", "sign", "keygen", 
     app.command(verb)(getattr(models_repository, verb))
 app.command("pull")(models_repository.pull_)
 app.command("rebuild")(rebuild)
+app.command("build")(build)
 
 
 @app.command("list")

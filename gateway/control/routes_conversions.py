@@ -49,7 +49,7 @@ class ConversionBody(BaseModel):
     dims: Words = Field([], description="NAME=LOW..HIGH each.")
     budgets: Words = Field([], description="PRECISION=FACTOR each.")
     optimize: Literal["latency", "throughput"] = Field("latency", description="What the choice is by.")
-    batch_rows_max: int = Field(32, ge=1, le=256, description="Rows of the largest batch.")
+    batch_rows_max: int = Field(32, ge=0, le=256, description="Rows of the largest batch; 0: none is made.")
     threads: int = Field(1, ge=1, le=64, description="Threads of one run.")
     rounds: int = Field(9, ge=3, le=99, description="Rounds of measurement.")
     seed: int = Field(0, ge=0, le=2**31, description="Of generated inputs and of the split of the data.")

@@ -22,6 +22,8 @@ from tests.integration.engine_process import EngineProcess, running_process
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "model_repo" / "models"
 SAMPLES = SHOWCASES / "samples"
+#: Others are built by name only, from larger packages (tests/integration/test_showcases_extra.py).
+DEFAULT = [recipe for recipe in read_recipes() if not recipe.is_extra]
 OCR = json.loads((SAMPLES / "ocr_golden.json").read_text())["images"]
 FILE_TYPES = json.loads((SAMPLES / "file_type" / "golden.json").read_text())["files"]
 IMAGE = TensorMeta(name="IMAGE", datatype="BYTES", shape=(1,))
@@ -32,7 +34,7 @@ CONTENT = TensorMeta(name="CONTENT", datatype="BYTES", shape=(-1,))
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
     """Models as `make models` leaves them; they are built here where that was not run."""
-    build(read_recipes(), MODELS, ROOT / CACHE, lambda _label, _have, _total: None)
+    build(DEFAULT, MODELS, ROOT / CACHE, lambda _label, _have, _total: None)
     with running_process(tmp_path_factory.mktemp("showcases"), MODELS) as process:
         yield process
         assert process.stop() == 0
@@ -66,7 +68,7 @@ def read(client: httpx.Client, data: bytes) -> dict[str, Output]:
 
 
 def test_every_model_is_ready_and_says_what_it_takes(client: httpx.Client) -> None:
-    for recipe in read_recipes():
+    for recipe in DEFAULT:
         for model in recipe.models:
             assert client.get(f"/v2/models/{model.name}/ready").status_code == 200, model.name
     ocr = client.get("/v2/models/ocr").json()
@@ -209,7 +211,7 @@ def test_the_face_network_is_the_published_file_run_at_float32(client: httpx.Cli
     config = client.get("/v2/models/face_detect/config").json()
     assert config["parameters"]["tollway_runtime"]["string_value"].endswith("CPU; f32")
     published = MODELS / "face_detect" / "1" / "model.tflite"
-    (recipe,) = (recipe for recipe in read_recipes() if recipe.name == "face_detection")
+    (recipe,) = (recipe for recipe in DEFAULT if recipe.name == "face_detection")
     assert hashlib.sha256(published.read_bytes()).hexdigest() == recipe.members["detector"].sha256
 
 
@@ -278,5 +280,5 @@ def test_json_callers_get_text(client: httpx.Client) -> None:
 def test_second_build_finds_nothing_to_do(engine: EngineProcess, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--into", str(MODELS), "--cache", str(ROOT / CACHE), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert [item["built"] for item in result["recipes"]] == [[]] * len(read_recipes())
+    assert [item["built"] for item in result["recipes"]] == [[]] * len(DEFAULT)
     assert result["skipped"] == []

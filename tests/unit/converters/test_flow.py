@@ -319,7 +319,7 @@ def test_dims_and_budgets_are_read() -> None:
         {"engines": ("tensorrt",)},
         {"precisions": ("fp8",)},
         {"optimize": "size"},
-        {"batch_rows_max": 0},
+        {"batch_rows_max": -1},
         {"batch_rows_max": 257},
         {"threads": 0},
         {"rounds": 2},

@@ -1,5 +1,6 @@
 """Less precision: what is quantised is said and true, what costs most stays in float, none is so in name only."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ import pytest
 from converters.errors import ToolFailed, UsageFault
 from converters.job import NOT_OFFERED, PRECISIONS
 from converters.normalise import normalise
-from converters.quantise import BLOCK, SEARCHED_NODES_MAX, choose_kept, constant_products, pack_blocks
+from converters.quantise import (
+    BLOCK,
+    SEARCHED_NODES_MAX,
+    choose_kept,
+    constant_products,
+    inner_outputs_max,
+    pack_blocks,
+)
 from converters.samples import Data
 from converters.selftest.models import CLEAN, mlp
 from converters.selftest.more_models import gelu
@@ -81,6 +89,15 @@ def test_nothing_is_searched_where_all_fit_or_there_are_too_many() -> None:
     many = [f"p{number}" for number in range(SEARCHED_NODES_MAX + 1)]
     assert choose_kept(many, lambda kept: (1.0, False)) == []
     assert choose_kept(many[:-1], lambda kept: (1.0, False)) == many[: SEARCHED_NODES_MAX // 2]
+
+
+@pytest.mark.parametrize("rows", [1, 8, 16, 24, 48, 96])
+def test_calibration_holds_few_inner_tensors_and_takes_any_number_of_rows(rows: int, tmp_path: Path) -> None:
+    whole = data_of(64)
+    part = replace(whole, calibration={"x": np.tile(whole.calibration["x"], (3, 1))[:rows]}, rows_calibration=rows)
+    variant = build(mlp(64), "int8", tmp_path / "v", part)
+    assert f"over {rows} rows" in variant.method
+    assert inner_outputs_max(-(-rows // 8)) <= 5
 
 
 def test_only_constant_matrices_count() -> None:

@@ -128,4 +128,4 @@ def test_cases_name_what_is_not_built(tmp_path: Path) -> None:
     assert made[0].source.is_file()
     assert made[0].data is not None
     with np.load(made[0].data) as file:
-        assert file["x"].shape == (400, 64)
+        assert file["x"].shape == (120, 64)

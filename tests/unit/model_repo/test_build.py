@@ -288,7 +288,7 @@ def command(world: World, *more: str) -> list[str]:
 def test_command_refuses_an_unknown_recipe(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(world, "--only", "alchemy")) == 1
     err = capsys.readouterr().err
-    known = "face_detection, file_type, language_model, ocr, voice_activity"
+    known = "face_detection, file_type, image_classifier, language_model, ocr, sentence_embedding, voice_activity"
     assert f"there is no recipe 'alchemy'; there are {known}" in err
 
 

@@ -49,8 +49,10 @@ def test_committed_recipes_name_package_hashes_and_licence() -> None:
     assert licences == {
         "face_detection": "Apache-2.0",
         "file_type": "Apache-2.0",
+        "image_classifier": "Apache-2.0",
         "language_model": "Apache-2.0",
         "ocr": "Apache-2.0",
+        "sentence_embedding": "MIT",
         "voice_activity": "MIT",
     }
     assert {name: recipe.requires for name, recipe in recipes.items() if recipe.requires} == {
@@ -58,8 +60,8 @@ def test_committed_recipes_name_package_hashes_and_licence() -> None:
         "language_model": "openvino_genai",
     }
     for recipe in recipes.values():
-        wheel_name = recipe.package.name.replace("-", "_")
-        assert recipe.package.wheel.startswith(f"{wheel_name}-{recipe.package.version}-")
+        for package in recipe.packages.values():
+            assert package.wheel.startswith(f"{package.name.replace('-', '_')}-{package.version}-")
         assert recipe.models[-1].name == recipe.name, "the ensemble must appear last"
         assert {output.maker for model in recipe.models for output in model.outputs} <= {"", *MAKERS}
 
@@ -130,4 +132,53 @@ def test_malformed_recipe_is_refused_with_the_reason(folder: Path, old: str, new
 def test_requirements_without_the_hash_are_refused(folder: Path) -> None:
     (folder / "toy.txt").write_text("toy-package==1.2\n")
     with pytest.raises(RecipeError, match="must hold exactly"):
+        read_recipe(folder / "toy.toml", folder)
+
+
+OTHER = f"""
+[packages.words]
+name = "other-package"
+version = "3"
+wheel = "other_package-3-py3-none-any.whl"
+bytes = 5
+sha256 = "{"d" * 64}"
+requirements = "words.txt"
+licence = "MIT"
+licence_note = "none"
+
+[members.words]
+package = "words"
+path = "other/words.json"
+bytes = 2
+sha256 = "{"e" * 64}"
+"""
+
+
+def test_members_may_come_from_a_second_package_and_extras_say_so(folder: Path) -> None:
+    (folder / "words.txt").write_text(f"other-package==3 --hash=sha256:{'d' * 64}\n")
+    plain = read_recipe(folder / "toy.toml", folder)
+    assert (plain.others, plain.is_extra, list(plain.packages)) == ({}, False, [""])
+    text = (folder / "toy.toml").read_text().replace("[package]", "extra = true\n\n[package]", 1)
+    (folder / "toy.toml").write_text(text.replace("[[models]]", f"{OTHER}\n[[models]]", 1))
+    recipe = read_recipe(folder / "toy.toml", folder)
+    assert recipe.is_extra
+    assert recipe.packages["words"].name == "other-package"
+    assert recipe.members["words"].package == "words"
+    assert recipe.digest != plain.digest
+    before = recipe.digest
+    (folder / "words.txt").write_text(f"other-package==3 --hash=sha256:{'d' * 64}\n\n")
+    assert read_recipe(folder / "toy.toml", folder).digest != before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [('package = "words"', 'package = "nobody"', "no package"), ("extra = true", "extra = 1", "neither true")],
+)
+def test_a_second_package_that_is_not_there_is_refused(old: str, new: str, reason: str, folder: Path) -> None:
+    (folder / "words.txt").write_text(f"other-package==3 --hash=sha256:{'d' * 64}\n")
+    text = (folder / "toy.toml").read_text().replace("[package]", "extra = true\n\n[package]", 1)
+    text = text.replace("[[models]]", f"{OTHER}\n[[models]]", 1)
+    assert old in text
+    (folder / "toy.toml").write_text(text.replace(old, new))
+    with pytest.raises(RecipeError, match=reason):
         read_recipe(folder / "toy.toml", folder)

@@ -1,0 +1,45 @@
+"""Owns how each showcase's network is converted: what of it varies, on what data it is judged, what is asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """`data`: a maker of real inputs in `converters.showcases.data`; empty: generated cases alone.
+
+    Nothing has a batch for the engine to fill: the callers' own requests hold many items.
+    """
+
+    precisions: tuple[str, ...] = ("fp32", "fp16")
+    engines: tuple[str, ...] = ("onnxruntime", "openvino")
+    dims: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    budgets: Mapping[str, float] = field(default_factory=dict)
+    optimize: str = "latency"
+    data: str = ""
+
+
+#: By name of the model in its recipe.
+NETWORKS: Final[Mapping[str, Network]] = {
+    "voice_network": Network(dims={"sequence_length": (16, 128)}),
+    # Lines of a page come together.
+    "ocr_angle": Network(dims={"x.2": (48, 48), "x.3": (192, 192)}, optimize="throughput"),
+    # Sides are multiples of 32 at all five sizes, and the middle one is near a page's.
+    "ocr_detect": Network(dims={"height": (352, 864), "width": (352, 864)}),
+    # In int8 it is 1.5 times as fast here and answers otherwise on one image in seven: not asked for.
+    "image_network": Network(precisions=("fp32",)),
+    "text_network": Network(
+        precisions=("fp32", "int8_dynamic"),
+        engines=("onnxruntime",),
+        dims={"tokens": (8, 64)},
+        budgets={"int8_dynamic": 1.5},
+        data="sentences",
+    ),
+}
+#: Why others are served as they were made.
+NOT_CONVERTED: Final[Mapping[str, str]] = {
+    "file_type_name": "its labels are strings, which are not converted",
+    "face_detect": "it is a TFLite file, served as published",
+    "ocr_recognise": "its Scan over lines of pixels is judged by the showcase's own golden pages",
+}

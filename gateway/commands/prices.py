@@ -53,7 +53,7 @@ def show(*, data_dir: DataDir = DEFAULT_DATA_DIR, api: ApiUrl = None, as_json: A
         return
     print_fields({"version": found["version"], "currency": found["currency"]})
     models = {"(all others)": found["default"]} | found["models"]
-    print_table(("model", "per call", "per row", "per compute ms"), map(_row, models.items()), right=_NUMBERS)
+    print_table(("model", "per call", "per row", "per compute ms", "compute ms at most"), map(_row, models.items()), right=_NUMBERS)
 
 
 def quote(
@@ -88,4 +88,4 @@ def quote(
 def _row(entry: tuple[str, dict[str, int]]) -> list[str]:
     model, price = entry
     prices = (price[f"per_{unit}_nanos"] for unit in ("call", "row", "compute_ms"))
-    return [model, *(format_nanos(nanos) for nanos in prices)]
+    return [model, *(format_nanos(nanos) for nanos in prices), str(price["compute_ms_max"] or "-")]

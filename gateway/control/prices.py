@@ -130,4 +130,5 @@ def _price_view(book: PriceBook, model: str | None) -> PriceView:
         per_call_nanos=price.per_call_nanos,
         per_row_nanos=price.per_row_nanos,
         per_compute_ms_nanos=price.per_compute_ms_nanos,
+        compute_ms_max=price.compute_ms_max,
     )

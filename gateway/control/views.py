@@ -180,6 +180,7 @@ class PriceView(View):
     per_call_nanos: int
     per_row_nanos: int
     per_compute_ms_nanos: int
+    compute_ms_max: int = Field(description="Compute time that a call with a bounded price is charged for at most.")
 
 
 class PricesView(View):

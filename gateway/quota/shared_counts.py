@@ -88,7 +88,7 @@ class Counts:
         self._running = {}
 
     def start_from_zero(self, share: Share, day: Window, month: Window) -> None:
-        """Without a meter there is nothing to count from."""
+        """Without a meter there is nothing to count from; what the store has of this host stays."""
         share.count, share.recounting = ((day, 0), (month, 0)), 0
         self._ready[share.tenant] = share
 

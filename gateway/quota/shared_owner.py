@@ -183,7 +183,8 @@ class SharedOwner:
             return errands
         # Counts are absolute: after what was given back before they were taken, before what is taken now.
         for share, counted in self._counts.take(BATCH_MAX):
-            errands.append(Errand(Command("count", share.tenant, count_arguments(counted))))
+            words = count_arguments(counted, has_meter=self._has_meter)
+            errands.append(Errand(Command("count", share.tenant, words)))
         wall_ns, now_ns = self._store_wall_ns(), self._clock.monotonic_ns()
         for pending in self._asks.take():
             asked = self._shares[pending.ask.tenant]

@@ -318,7 +318,8 @@ local function give()
   return {'OK'}
 end
 
--- What this host has of a tenant's calls in its windows, by its meter and its workers.
+-- What this host has of a tenant's calls in its windows, by its meter and its workers. Without a meter it knows of none:
+-- then only where the store has nothing of it either.
 local function count()
   local _, _, trouble = verify()
   if trouble then return {trouble} end
@@ -331,9 +332,9 @@ local function count()
       set(tenant, mark .. 'u', 0); set(tenant, mark .. 'f', 0)
       start = from
     end
-    if till > 0 and start == from then
-      local share = get(tenant, mark .. ':' .. host) or 0
-      set(tenant, mark .. 'u', math.max(0, get(tenant, mark .. 'u') + calls - share))
+    local share = get(tenant, mark .. ':' .. host)
+    if till > 0 and start == from and not (share and ARGV[11] == '1') then
+      set(tenant, mark .. 'u', math.max(0, get(tenant, mark .. 'u') + calls - (share or 0)))
       set(tenant, mark .. ':' .. host, calls)
     end
   end

@@ -139,10 +139,13 @@ def give_arguments(slots: int, calls: int, day_start_ns: int, month_start_ns: in
     return [slots, calls, day_start_ns // NS_PER_US, month_start_ns // NS_PER_US]
 
 
-def count_arguments(counts: tuple[tuple[Window, int], tuple[Window, int]]) -> list[Argument]:
-    """Day and month, each a window and the calls in it; a window (0, 0) is left alone."""
+def count_arguments(counts: tuple[tuple[Window, int], tuple[Window, int]], *, has_meter: bool) -> list[Argument]:
+    """Day and month, each a window and the calls in it; a window (0, 0) is left alone.
+
+    Without a meter only what the store has nothing of is set.
+    """
     (day, day_calls), (month, month_calls) = counts
-    return [*_microseconds(day), day_calls, *_microseconds(month), month_calls]
+    return [*_microseconds(day), day_calls, *_microseconds(month), month_calls, int(not has_meter)]
 
 
 def _limit(limit: int | None) -> int:

@@ -78,7 +78,8 @@ class Worker:
 class Host:
     """One machine: its owner, its workers, its meter."""
 
-    def __init__(self, world: "World", name: str, workers: int) -> None:
+    def __init__(self, world: "World", name: str, workers: int, *, has_meter: bool) -> None:
+        self.has_meter = has_meter
         self.world = world
         self.name = name
         self.served: dict[int, int] = {}
@@ -97,7 +98,7 @@ class Host:
         return Worker(Shelf("acme", self.world.plan, self.world.clock.monotonic_ns()))
 
     def _new_owner(self) -> None:
-        self.owner = SharedOwner(self.world.clock, has_meter=True)
+        self.owner = SharedOwner(self.world.clock, has_meter=self.has_meter)
         self.owner.listen(
             on_decided=self._on_decided, on_news=self.retry, on_recall=self._on_recall, on_count_wanted=lambda: None
         )
@@ -298,7 +299,7 @@ class Host:
 class World:
     """All hosts, and the truth."""
 
-    def __init__(self, server: Valkey, plan: Plan, *, hosts: int = 2, workers: int = 2) -> None:
+    def __init__(self, server: Valkey, plan: Plan, *, hosts: int = 2, workers: int = 2, has_meter: bool = True) -> None:
         self.plan = plan
         self.store = StoreClient(server)
         self.store.client.flushall()
@@ -307,7 +308,7 @@ class World:
         self.refused: Counter[str] = Counter()
         #: Calls that count, by day: in flight or served.
         self.counted: Counter[int] = Counter()
-        self.hosts = [Host(self, f"host{at}", workers) for at in range(hosts)]
+        self.hosts = [Host(self, f"host{at}", workers, has_meter=has_meter) for at in range(hosts)]
         for host in self.hosts:
             host.register()
         self.clock.show()

@@ -14,7 +14,7 @@ from tests.unit.quota.plans import DAY_NS, MS, S, plan_of
 from tests.unit.quota.shared_world import PREFIX, Host, World
 from tests.unit.quota.valkey import Valkey, valkey
 
-MakeWorld = Callable[[Plan], World]
+MakeWorld = Callable[..., World]
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def server() -> Iterator[Valkey]:
 def world_of(server: Valkey) -> Iterator[MakeWorld]:
     with ExitStack() as stack:
 
-        def make(plan: Plan) -> World:
-            world = World(server, plan)
+        def make(plan: Plan, *, has_meter: bool = True) -> World:
+            world = World(server, plan, has_meter=has_meter)
             stack.callback(world.close)
             return world
 
@@ -354,3 +354,21 @@ def test_an_owner_asks_the_store_by_what_it_knows_when_policies_differ(world_of:
     first.carry()
     ((_, answer),) = first.workers[0].answers
     assert answer.calls == 1
+
+
+def test_without_a_meter_a_host_that_is_asked_late_keeps_what_it_has_counted(world_of: MakeWorld) -> None:
+    world = world_of(plan_of(calls_per_day=10), has_meter=False)
+    first, second = world.hosts
+    send(first, 1)
+    first.carry()  # learns that nobody has counted; `second` is asked to
+    take(second, 5)
+    for _ in range(4):
+        first.carry()
+        second.carry()
+    for host in world.hosts:
+        host.deliver(host.workers[0])
+    assert world.in_flight() == 6
+    world.store.client.sadd(f"{PREFIX}want:{second.name}", "acme")  # asked again, for whatever reason
+    for _ in range(3):
+        second.carry()
+    assert take(first, 10) == 4

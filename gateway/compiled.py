@@ -1,9 +1,9 @@
 """Owns the optional compiled form of the hot modules: mypyc over the very same sources, never a second code base.
 
 `python -m gateway.compiled` copies the packages into `.cache/compiled/<fingerprint>/` and compiles `MODULES` there; it
-needs the packages of `make check` (mypy, setuptools) and a C compiler. The supervisor starts workers from that copy
-when its fingerprint equals that of the sources it runs from, so a stale build is never used. What is not compiled, and
-every machine without a compiler, runs the sources as they are. See docs/compiled.md.
+needs the packages of `make check` (mypy, setuptools) and a C compiler. The supervisor starts workers, meter and engine
+from that copy when its fingerprint equals that of the sources it runs from, so a stale build is never used. What is not
+compiled, and every machine without a compiler, runs the sources as they are. See docs/compiled.md.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-#: What a worker or the meter imports of ours.
+#: What a worker or the meter imports of ours, and the engine but for `model_repo`, which nothing calls per call.
 _PACKAGES: Final = ("gateway", "billing")
 _DONE: Final = "done"
 #: A running worker may still import from the build before this one.
@@ -41,6 +41,29 @@ MODULES: Final = (
     "gateway/bounds.py",
     "gateway/call.py",
     "gateway/call_state.py",
+    "gateway/engine/batcher.py",
+    "gateway/engine/body.py",
+    "gateway/engine/codec_grpc.py",
+    "gateway/engine/codec_http.py",
+    "gateway/engine/codec_json.py",
+    "gateway/engine/heads.py",
+    "gateway/engine/host.py",
+    "gateway/engine/inference.py",
+    "gateway/engine/interface.py",
+    "gateway/engine/model.py",
+    "gateway/engine/plan.py",
+    "gateway/engine/python_instance.py",
+    "gateway/engine/python_wire.py",
+    "gateway/engine/queue_limits.py",
+    "gateway/engine/rest.py",
+    "gateway/engine/rpc.py",
+    "gateway/engine/runner.py",
+    "gateway/engine/runtimes/onnx.py",
+    "gateway/engine/service.py",
+    "gateway/engine/statistics.py",
+    "gateway/engine/streams.py",
+    "gateway/engine/tensors.py",
+    "gateway/engine/work.py",
     "gateway/forwarding.py",
     "gateway/heads.py",
     "gateway/metering/group_commit.py",

@@ -169,8 +169,9 @@ class Supervisor:
     def _look_for_compiled(self) -> None:
         """At each start and reload anew: the sources may have changed, and a stale build is never used."""
         self._compiled = find_compiled() if self.settings.compiled == "auto" else None
-        if "meter" in self.children:
-            self.children["meter"].compiled = self._compiled  # for its next start: a reload does not touch the meter
+        for role in ("meter", "engine"):
+            if role in self.children:
+                self.children[role].compiled = self._compiled  # for its next start: a reload does not touch these
         self.say(f"compiled hot modules: {'yes' if self._compiled else 'no'}")
 
     def _meter(self) -> Child:
@@ -209,9 +210,12 @@ class Supervisor:
                 ),
             )  # fmt: skip
         if settings.engine:
-            self.children["engine"] = self._child("engine", self._engine_command)
+            self.children["engine"] = self._engine()
         for child in self.children.values():
             child.start()
+
+    def _engine(self) -> Child:
+        return self._child("engine", self._engine_command, compiled=self._compiled)
 
     def _engine_command(self, ready_fd: int) -> list[str]:
         settings = self.settings

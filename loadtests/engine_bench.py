@@ -75,6 +75,12 @@ class Results:
         return {key: value for key, value in found.items() if value is not None}
 
 
+def is_compiled() -> bool:
+    """Whether Tollway's processes will run compiled modules: a build of exactly these sources is there."""
+    command = [sys.executable, "-m", "gateway.compiled", "--check"]
+    return subprocess.run(command, capture_output=True, check=False, cwd=_ROOT, timeout=60).returncode == 0
+
+
 def build_models(workdir: Path, *names: str) -> Path:
     """A repository of bench models, by the model package's own command. Raises BenchError."""
     repository = workdir / "-".join(names)
@@ -166,7 +172,8 @@ def as_markdown(document: Mapping[str, Any]) -> str:
         "# The engine's bench",
         "",
         f"{document['date_utc']}, commit `{str(git['commit'])[:12]}`, `{document['command']}`. "
-        f"{machine['cores']} × {machine['cpu']}, load average before {machine['load_average_before'][0]:.1f}. "
+        f"{machine['cores']} × {machine['cpu']}, load average before {machine['load_average_before'][0]:.1f}; "
+        f"compiled modules: {'yes' if document.get('compiled') else 'no'}. "
         "Server on one core, load on another; rounds alternate, medians.",
         "",
         "| what | `ratios` key | value | target |  |",
@@ -256,6 +263,7 @@ def main(arguments: Sequence[str]) -> int:
         "mode": "quick" if options.quick else "full",
         "machine": {**machine_facts(), "work_file_system": file_system_of(workdir)},
         "tools": tool_versions(),
+        "compiled": is_compiled(),
     }
     try:
         results = run(options.only, workdir, cores, is_quick=options.quick, say=say)

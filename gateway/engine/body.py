@@ -9,7 +9,7 @@ from gateway.call import Data
 from gateway.errors import Code, TollwayError
 
 #: Bodies of known length above this are gathered in place: joining pieces would need the memory twice.
-_IN_PLACE_BYTES: Final = 64 * 1024
+IN_PLACE_BYTES: Final = 64 * 1024
 #: Of a cache line, and at least of every element type.
 _ALIGNMENT: Final = 64
 _WBITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
@@ -31,7 +31,7 @@ class Body:
         self.size = 0
         self._bytes_max = bytes_max
         self._parts: list[bytes] = []
-        self._place = _place(content_length, aligned_from) if content_length > _IN_PLACE_BYTES else None
+        self._place = _place(content_length, aligned_from) if content_length > IN_PLACE_BYTES else None
 
     def add(self, data: Data) -> None:
         """Raises: TollwayError: body_too_large."""

@@ -14,6 +14,7 @@ from gateway.errors import Code, TollwayError
 
 _JSON: Final = (b"content-type", b"application/json")
 BINARY_TYPE: Final = (b"content-type", b"application/octet-stream")
+_SHAPES_KEPT_MAX: Final = 64
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -74,6 +75,14 @@ class ReplyWriter:
         ]
         self._all_json = [Wanted(position, False, 0) for position in range(len(specs))]
         self._all_binary = [Wanted(position, True, 0) for position in range(len(specs))]
+        self._shapes: dict[tuple[int, ...], bytes] = {}
+
+    def _shape_text(self, shape: tuple[int, ...]) -> bytes:
+        """`[1,10]`; the first few are remembered."""
+        text = _encode(shape)
+        if len(self._shapes) < _SHAPES_KEPT_MAX:
+            self._shapes[shape] = text
+        return text
 
     def write(self, request: InferRequest, outputs: list[Array]) -> tuple[Headers, bytes]:
         """Headers (content type, length of the JSON) and body.
@@ -93,7 +102,7 @@ class ReplyWriter:
             prefix = self._prefixes[item.position]
             if item.classes:
                 prefix = b'{"name":%b,"datatype":"BYTES","shape":' % _encode(name)
-            shape = str(list(array.shape)).encode()
+            shape = self._shapes.get(array.shape) or self._shape_text(array.shape)
             if item.is_binary:
                 blob = to_raw(array)
                 is_binary = True

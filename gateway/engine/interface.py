@@ -108,7 +108,7 @@ class Interface:
             feeds[port.name] = array
             nbytes += array.nbytes if port.datatype != "BYTES" else _bytes_held(array)
         if len(feeds) != len(self._ports) and not self._required.issubset(feeds):
-            raise invalid(f"input '{min(self._required - feeds.keys())}' of model '{self.model}' is missing")
+            raise invalid(f"input '{min(self._required.difference(feeds))}' of model '{self.model}' is missing")
         return Accepted(feeds, rows or 1, None if self.is_fixed else self._signature(feeds), nbytes)
 
     def _check_shape(self, port: _Port, shape: tuple[int, ...]) -> int:

@@ -25,7 +25,7 @@ from gateway.engine.ragged import find_ragged
 from gateway.engine.residency import ResidentModel, ResidentPlace
 from gateway.engine.response_cache import ResponseCache
 from gateway.engine.runner import Runner, TensorRunner
-from gateway.engine.runtimes import FileRuntime, load_runtime
+from gateway.engine.runtimes import FileRuntime, find_load
 from gateway.engine.sequence import SequenceScheduler, initial_states, inner_config_of
 from gateway.engine.statistics import Statistics
 from gateway.engine.tensors import Array
@@ -126,6 +126,8 @@ async def load_file_version(source: Source, host: Host) -> Loaded:
         RepositoryError: the file is missing or does not fit, its library is missing, or a warm-up fails.
     """
     config = source.config
+    # The first model of a kind brings its library into the process: not a part of what this model takes.
+    load_runtime = await host.loop.run_in_executor(host.pool, find_load, config)
     begun_ns = host.clock.monotonic_ns()
     path = _file(source)
     threads = min(_positive(config, INTRA_OP_THREADS) or host.intra_op_threads, _INTRA_OP_THREADS_MAX)

@@ -20,10 +20,12 @@ from gateway.engine.service import BODY_BYTES_MAX, MIB, EngineCall
 from gateway.engine.tensors import Array
 from gateway.errors import Code, TollwayError
 from gateway.wire.cloud_types import reply_type
+from gateway.wire.http1 import encode_fields
 from gateway.wire.oip_target import Verb
 from gateway.wire.status import http_status, oip_error_body
 
 _JSON: Final[Headers] = [(b"content-type", b"application/json")]
+_JSON_LINE: Final = b"content-type: application/json\r\n"
 #: JSON is parsed on the loop; tensors larger than this travel as binary data.
 JSON_BYTES_MAX: Final = 64 * MIB
 _encode: Final = msgspec.json.Encoder().encode
@@ -68,18 +70,29 @@ class RestServer:
     def serve(self, call: EngineCall, body: Data) -> None:
         """See `ProtocolServer`."""
         facts = call.facts
-        verb = facts.route.verb
-        serve = self._infer if verb is Verb.MODEL_INFER else self._generate if verb in VERBS else self._answer
         if facts.coding and len(body):
-            self._coder.inflate(
-                body,
-                facts.coding,
-                self._body_bytes_max,
-                lambda plain: call.attempt(lambda: serve(call, plain)),
-                call.fail,
-            )
+            self._inflate(call, body)
+        elif facts.route.verb is Verb.MODEL_INFER:
+            self._infer(call, body)
         else:
-            serve(call, body)
+            self._serve_other(call, body)
+
+    def _inflate(self, call: EngineCall, body: Data) -> None:
+        serve = self._infer if call.facts.route.verb is Verb.MODEL_INFER else self._serve_other
+        self._coder.inflate(
+            body,
+            call.facts.coding,
+            self._body_bytes_max,
+            lambda plain: call.attempt(lambda: serve(call, plain)),
+            call.fail,
+        )
+
+    def _serve_other(self, call: EngineCall, body: Data) -> None:
+        """Anything but `infer`."""
+        if call.facts.route.verb in VERBS:
+            self._generate(call, body)
+        else:
+            self._answer(call, body)
 
     def refuse(self, call: EngineCall, error: TollwayError) -> None:
         """See `ProtocolServer`."""
@@ -168,14 +181,12 @@ class RestServer:
         media_type = call.facts.media_type
         if media_type and headers[0] == BINARY_TYPE:
             headers = [(b"content-type", reply_type(media_type, int(headers[1][1]))), *headers[1:]]
-        self._reply(call, headers + call.cost_headers(), body)
-
-    def _reply(self, call: EngineCall, headers: Headers, body: bytes) -> None:
         coding = call.facts.accepts
         if not coding or len(body) < COMPRESS_BYTES_MIN:
-            call.reply(200, headers, body)
+            # A list of one is always the same one: JSON.
+            call.reply_result(headers, _JSON_LINE if len(headers) == 1 else encode_fields(headers), body)
             return
-        headers = [*headers, (b"content-encoding", coding.encode())]
+        headers = [*headers, (b"content-encoding", coding.encode()), *call.cost_headers()]
         self._coder.deflate(body, coding, lambda packed: call.reply(200, headers, packed), call.fail)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from gateway.call import Data, Headers
-from gateway.engine.body import Body, too_large
+from gateway.engine.body import IN_PLACE_BYTES, Body, too_large
 from gateway.engine.heads import HeadFacts, facts_of
 from gateway.engine.inference import InferRequest
 from gateway.engine.model import ModelVersion
@@ -17,6 +17,8 @@ from gateway.engine.tensors import Array
 from gateway.engine.work import Servable, Work
 from gateway.errors import Code, TollwayError
 from gateway.net.exchange import Exchange
+from gateway.net.h1_inbound import H1Exchange
+from gateway.wire.decimal import decimal
 
 _LOG: Final = logging.getLogger("tollway.engine")
 MIB: Final = 1 << 20
@@ -167,6 +169,24 @@ class EngineCall:
             self.exchange.call = None
             self.exchange.reply(status, headers, body, trailers)
 
+    def reply_result(self, headers: Headers, lines: bytes, body: bytes) -> None:
+        """The reply of an inference over HTTP, with its costs: `lines` are `headers` as HTTP/1.1 has them."""
+        exchange = self.exchange
+        if not isinstance(exchange, H1Exchange):
+            self.reply(200, headers + self.cost_headers(), body)
+        elif not self.is_over:
+            work = self.work
+            assert work is not None
+            self.is_over = True
+            self.work = None
+            exchange.call = None
+            exchange.reply_lines(
+                200,
+                b"%btollway-rows: %b\r\ntollway-compute-ns: %b\r\ntollway-queue-ns: %b\r\n"
+                % (lines, decimal(work.rows), decimal(work.compute_ns), decimal(work.queue_ns)),
+                body,
+            )
+
     def cost_headers(self) -> Headers:
         """What the gateway bills and shows of this call's work."""
         work = self.work
@@ -218,6 +238,33 @@ class Engine:
             call.fail(fault)
         elif head.expects_continue:
             exchange.send_continue()
+
+    def on_request(self, exchange: Exchange, body: bytes) -> None:
+        """A whole request at once (the usual case); what is not plain goes step by step."""
+        head = exchange.head
+        facts: HeadFacts | None = head.memo
+        if facts is None:
+            facts = facts_of(head)
+        if (
+            facts.fault is not None
+            or len(body) > IN_PLACE_BYTES
+            or self.buffered_bytes > self._buffered_bytes_max
+            or (head.is_grpc and head.target == STREAM_INFER)
+        ):
+            self._step_by_step(exchange, body)
+            return
+        server = self._grpc if head.is_grpc else self._http
+        deadline_ns = self._now_ns() + facts.remaining_ns if facts.remaining_ns else 0
+        call = exchange.call = EngineCall(exchange, facts, server, _EMPTY, deadline_ns)
+        try:
+            server.serve(call, body)
+        except Exception as error:  # noqa: BLE001 - as in `attempt`, without its extra call
+            call.fail(error)
+
+    def _step_by_step(self, exchange: Exchange, body: bytes) -> None:
+        self.on_head(exchange)
+        self.on_body(exchange, body)
+        self.on_end(exchange)
 
     def on_body(self, exchange: Exchange, data: Data) -> None:
         call: EngineCall | StreamCall | None = exchange.call

@@ -20,6 +20,8 @@ from model_repo.repository import ModelFolder, read_member
 SHORT_NS: Final = 200_000
 #: No first run of a short one takes this long: more would only delay the load of a large model.
 _HOPELESS_NS: Final = 50 * SHORT_NS
+#: Nor does a second one take this long.
+_LONG_NS: Final = 10 * SHORT_NS
 _SAMPLE_BYTES_MAX: Final = 64 << 20
 _TIMED_RUNS: Final = 5
 _FILE_BYTES_MAX: Final = 256 << 20
@@ -62,7 +64,7 @@ def _is_short(runner: Runner, accepted: Accepted) -> bool:
     long = short = 0
     while max(long, short) <= _TIMED_RUNS // 2:
         took_ns = _run(runner, accepted, "a run on zeros")
-        if took_ns >= _HOPELESS_NS:
+        if took_ns >= (_LONG_NS if long or short else _HOPELESS_NS):
             return False
         if took_ns < SHORT_NS:
             short += 1

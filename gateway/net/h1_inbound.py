@@ -254,7 +254,7 @@ class H1Connection(asyncio.Protocol):
             else:
                 end = data.find(HEAD_END) + 4
                 raw = data[:end]
-                h1 = self._last = self._heads.memo.get(raw)
+                h1 = self._last = self._heads.find(raw)
                 self._last_raw = raw if h1 is not None else b""
             if h1 is not None and h1.head.content_length == len(data) - end:
                 exchange = H1Exchange(self, h1, is_writable=self._is_writable)

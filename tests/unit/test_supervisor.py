@@ -192,13 +192,15 @@ def test_the_engine_is_told_what_it_asks_of_versions(tmp_path: Path) -> None:
     assert "--trusted-model-key" not in plain
 
 
-def test_the_meter_runs_compiled_modules_until_they_are_switched_off(tmp_path: Path) -> None:
+def test_meter_and_engine_run_compiled_modules_until_they_are_switched_off(tmp_path: Path) -> None:
     supervisor = supervisor_of(tmp_path, compiled="off")
     supervisor._compiled = tmp_path / "built"
     meter = supervisor.children["meter"] = supervisor._meter()
-    assert meter.compiled == tmp_path / "built"
+    engine = supervisor.children["engine"] = supervisor._engine()
+    assert meter.compiled == engine.compiled == tmp_path / "built"
     supervisor._look_for_compiled()
     assert meter.compiled is None
+    assert engine.compiled is None
 
 
 class StubbornChild:

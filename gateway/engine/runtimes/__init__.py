@@ -17,20 +17,32 @@ class FileRuntime(Protocol):
     def close(self) -> None: ...
 
 
-def load_runtime(path: Path, config: ModelConfig, *, threads: int) -> FileRuntime:
-    """The model in `path` by the library that the configuration names, imported on its first use. Blocks.
+class Load(Protocol):
+    """Makes a runtime from a file."""
 
-    Raises:
-        RepositoryError: library, driver or file is missing or unfit.
-    """
+    def __call__(self, path: Path, config: ModelConfig, *, threads: int) -> FileRuntime:
+        """The model in `path`. Blocks.
+
+        Raises:
+            RepositoryError: driver or file is missing or unfit.
+        """
+
+
+def find_load(config: ModelConfig) -> Load:
+    """How the library that the configuration names loads a file. Blocks: ONNX Runtime is imported here, once."""
     if config.platform == "onnxruntime":
         from gateway.engine.runtimes.onnx import load_onnx
 
-        return load_onnx(path, config, threads=threads)
+        return load_onnx
     if config.platform == "openvino":
         from gateway.engine.runtimes.openvino import load_openvino
 
-        return load_openvino(path, config, threads=threads)
+        return load_openvino
     from gateway.engine.runtimes.plans import load_plan
 
-    return load_plan(path, config, threads=threads)
+    return load_plan
+
+
+def load_runtime(path: Path, config: ModelConfig, *, threads: int) -> FileRuntime:
+    """`find_load`, and the model. Blocks. Raises: RepositoryError."""
+    return find_load(config)(path, config, threads=threads)

@@ -257,8 +257,10 @@ class _TimedRunner:
 
     def __init__(self, ns_per_row: int) -> None:
         self.ns_per_row = ns_per_row
+        self.runs = 0
 
     def run(self, feeds: object, rows: list[int]) -> Executed:
+        self.runs += 1
         return Executed([[]], 0, self.ns_per_row * rows[0], 0)
 
     def close(self) -> None: ...
@@ -280,6 +282,16 @@ def test_short_is_what_was_measured_to_be(ns_per_row: int, rows_max: int, short_
     text = config_text("m", [("x", "FP32", (2,))], [("y", "FP32", (2,))], rows_max=rows_max)
     interface = Interface(parse_config(text, name="m"))
     assert measure_short_rows(_TimedRunner(ns_per_row), interface) == short_rows
+
+
+@pytest.mark.parametrize(
+    ("ns_per_row", "run_count"), [(SHORT_NS, 3), (10 * SHORT_NS - 1, 3), (10 * SHORT_NS, 2), (50 * SHORT_NS, 1)]
+)
+def test_a_long_model_is_not_run_more_often_than_it_takes_to_see_that(ns_per_row: int, run_count: int) -> None:
+    text = config_text("m", [("x", "FP32", (2,))], [("y", "FP32", (2,))], rows_max=64)
+    runner = _TimedRunner(ns_per_row)
+    assert measure_short_rows(runner, Interface(parse_config(text, name="m"))) == 0
+    assert runner.runs == run_count
 
 
 @pytest.mark.parametrize("spec", [("x", "FP32", (-1,)), ("x", "BYTES", (2,))])

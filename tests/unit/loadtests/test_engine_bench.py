@@ -75,7 +75,7 @@ def test_a_missed_target_is_shown_as_failed() -> None:
     slow = results()
     slow.mlp = mlp(sample("tollway", 300), sample("triton", 100))
     text = as_markdown(build_engine_document(FACTS, slow))
-    assert "2 × some CPU, load average before 0.5." in text
+    assert "2 × some CPU, load average before 0.5; compiled modules: no." in text
     assert "| `mlp_vs_triton` | 3.000 | ≤ 1 | **fail** |" in text
     assert "| `mlp_vs_litserve` | – (is not installed) |" in text
     assert "| `ocr_vs_source` | – (rapidocr is not installed) |" in text

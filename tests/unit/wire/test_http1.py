@@ -202,3 +202,44 @@ def test_an_ignored_field_hides_nothing_that_is_malformed(line: bytes) -> None:
 def test_an_ignored_field_never_joins_its_neighbours() -> None:
     raw = b"POST / HTTP/1.1\r\nHost: a\r\nx-request-id: content-length:5\r\ncontent-length: 3\r\n\r\n"
     assert RequestHeads(100, ignored=IGNORED).parse(raw).head.content_length == 3
+
+
+def gateways(number: int, *, name: bytes = b"x-request-id") -> bytes:
+    """A head as the gateway writes it: the ignored fields one behind another."""
+    return head(
+        b"POST /p HTTP/1.1", b"host: a", b"b: c", b"%b: %d" % (name, number), b"traceparent: 00-%d-1" % number,
+        b"content-length: 3",
+    )  # fmt: skip
+
+
+def test_a_head_of_the_gateway_is_found_without_being_read() -> None:
+    heads = RequestHeads(100, ignored=IGNORED)
+    assert heads.find(gateways(1)) is None
+    parsed = heads.parse(gateways(1))
+    assert heads.find(gateways(2)) is parsed
+    assert heads.find(gateways(2).replace(b"b: c", b"b: d")) is None
+    assert heads.find(gateways(2).replace(b": 3", b": 4")) is None
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        gateways(2, name=b"X-Request-Id"),
+        gateways(2).replace(b"x-request-id: 2", b"x-request-id: 2 3"),
+        gateways(2).replace(b"b: c", b"b: c\r\nx-request-id: 9\r\nd: e"),
+        gateways(2).replace(b"x-request-id: 2", b"x-request-id: 2\n"),
+        gateways(2)[:-2],
+        b"",
+    ],
+)
+def test_what_is_not_plainly_a_known_head_is_not_found(raw: bytes) -> None:
+    heads = RequestHeads(100, ignored=IGNORED)
+    heads.parse(gateways(1))
+    assert heads.find(raw) is None
+
+
+def test_without_ignored_fields_a_head_is_found_by_its_bytes() -> None:
+    heads = RequestHeads(100)
+    parsed = heads.parse(gateways(1))
+    assert heads.find(gateways(1)) is parsed
+    assert heads.find(gateways(2)) is None

@@ -17,6 +17,7 @@ def describe(source: "Source", outcomes: "Sequence[Outcome]") -> dict[str, Any]:
         "source": {
             "format": "onnx",
             "sha256": source.sha256,
+            "bytes": source.whole.ByteSize(),
             "opset": source.probe.opset,
             "ir_version": source.probe.ir_version,
             "producer": source.probe.producer,

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
+from converters.report_plot import comparison_plot
+
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1b1f24; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; font-size: 14px; }
@@ -16,7 +18,6 @@ dt { font-weight: 600; } dd { margin: 0 0 .4rem 0; overflow-wrap: anywhere; }
 """
 _COLOURS: Final = ("#0550ae", "#1a7f37", "#9a6700", "#8250df", "#b42318", "#57606a")
 _WIDTH: Final = 860
-_ROW: Final = 30
 _LABEL: Final = 190
 _BAR: Final = 480
 
@@ -32,7 +33,9 @@ def render_report(report: Mapping[str, Any]) -> str:
     ]
     if variants:
         parts += ["<h2>Variants</h2>", _table(variants, report.get("plain", []))]
-        parts += [_latency_plot(variants, report.get("plain", [])), _batch_plot(variants, report.get("plain", []))]
+        source_bytes = report.get("source", {}).get("bytes")
+        parts.append(comparison_plot(variants, report.get("plain", []), source_bytes))
+        parts.append(_batch_plot(variants, report.get("plain", [])))
         parts += ["<h2>Parity</h2>", _parity(variants)]
     parts += ["<h2>Facts</h2>", _facts(report), "</html>"]
     return "\n".join(part for part in parts if part) + "\n"
@@ -57,13 +60,22 @@ def _table(variants: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, A
         latency = f"{speeds[0]['median_ns'] / 1e6:.3f}" if speeds else "–"
         ratio = f"{base / speeds[0]['median_ns']:.2f}x" if speeds and base else "–"
         best = f"{max(speed['rows_per_s'] for speed in speeds):,.0f}" if speeds else "–"
-        why = escape(one["reason"] or one["method"])
+        why = escape(one["reason"] or one["method"]) + _task(one.get("task"))
         rows.append(
             f"<tr><td>{escape(one['engine'])} {escape(one['precision'])}<td class={one['status']}>{one['status']}"
             f"<td class=n>{latency}<td class=n>{ratio}<td class=n>{best}<td class=n>{_size(one['size_bytes'])}<td>{why}"
         )
     head = "<tr><th>Variant<th>Result<th class=n>ms, least batch<th class=n>against plain<th class=n>rows/s, best"
     return f"<table>{head}<th class=n>Size<th>Why{''.join(rows)}</table>"
+
+
+def _task(task: Mapping[str, Any] | None) -> str:
+    if task is None:
+        return ""
+    shown = "{:.2%}" if task["metric"] == "top1" else "{:.4g}"
+    own, other = shown.format(task["source"]), shown.format(task["variant"])
+    bound = f"at most {task['loss_bound_95']:.2%} lost, by 95 %; {task['loss_max']:.2%} allowed"
+    return f"<br>{escape(task['metric'])} on {task['rows']} rows: {other}, source {own}; {bound}"
 
 
 def _size(size_bytes: int) -> str:
@@ -77,26 +89,6 @@ def _measured(
 ) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
     found = [(f"{one['engine']} {one['precision']}", one["speeds"]) for one in variants if one["speeds"]]
     return [("plain source", plain), *found] if plain else found
-
-
-def _latency_plot(variants: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> str:
-    """Bars: milliseconds of one run at the least batch."""
-    series = _measured(variants, plain)
-    if not series:
-        return ""
-    longest = max(speeds[0]["median_ns"] for _, speeds in series)
-    bars = []
-    for place, (label, speeds) in enumerate(series):
-        y, width = place * _ROW, _BAR * speeds[0]["median_ns"] / longest
-        colour = _COLOURS[-1] if label == "plain source" else _COLOURS[0]
-        text = f"{speeds[0]['median_ns'] / 1e6:.3f} ms"
-        bars.append(
-            f"<text x={_LABEL - 8} y={y + 19} text-anchor=end>{escape(label)}</text>"
-            f'<rect x={_LABEL} y={y + 5} width={width:.1f} height=20 fill="{colour}"/>'
-            f"<text x={_LABEL + width + 6:.1f} y={y + 19}>{text}</text>"
-        )
-    head = "<h3>Time of one run at the least batch (less is better)</h3>"
-    return f'{head}<svg viewBox="0 0 {_WIDTH} {len(series) * _ROW}" role=img>{"".join(bars)}</svg>'
 
 
 def _batch_plot(variants: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]) -> str:

@@ -53,7 +53,8 @@ def show(*, data_dir: DataDir = DEFAULT_DATA_DIR, api: ApiUrl = None, as_json: A
         return
     print_fields({"version": found["version"], "currency": found["currency"]})
     models = {"(all others)": found["default"]} | found["models"]
-    print_table(("model", "per call", "per row", "per compute ms", "compute ms at most"), map(_row, models.items()), right=_NUMBERS)
+    columns = ("model", "per call", "per row", "per compute ms", "compute ms at most")
+    print_table(columns, map(_row, models.items()), right=_NUMBERS)
 
 
 def quote(

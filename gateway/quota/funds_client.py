@@ -213,8 +213,7 @@ class FundsClient:
         """Raises ProtocolError for an answer that nobody asked for."""
         purse = self._purses.get((message.tenant, message.currency))
         if isinstance(message, Recall):
-            # With an order open the owner hears of us by its answer; so does the other worker.
-            if purse is not None and not purse.is_asking:
+            if purse is not None:  # with an order open: behind its answer
                 self._give_back(purse)
             return
         if purse is None or not purse.is_asking:
@@ -252,7 +251,7 @@ class FundsClient:
             self._serve(purse, purse.waiting.popleft(), now_ns)
         if raised:
             purse.leased_ns, purse.low = now_ns, purse.room // 2
-        if purse.waiting:
+        if purse.waiting or purse.is_return_due:
             self._mark(purse)
 
     def _serve(self, purse: Purse, one: Waiting, now_ns: int) -> None:

@@ -35,8 +35,8 @@ CURRENCY_CHARS: Final = 3
 ORDERS_MAX: Final = 1_000
 #: How long the meter may take; it posts usage in between.
 METER_S: Final = 5.0
-#: How long a short order waits for what others return.
-RECALL_S: Final = 0.05
+#: How long a short order waits for what others return; they do so at once, unless they wait for money themselves.
+RECALL_S: Final = 0.5
 WRITE_BUFFER_BYTES_MAX: Final = 8 * 1024 * 1024
 _ANSWER_BYTES_MAX: Final = 1024 * 1024
 Wallet = tuple[str, str]
@@ -73,6 +73,13 @@ def _bind(path: Path) -> socket.socket:
     return listening
 
 
+class _Recall(NamedTuple):
+    """Short orders for one wallet, and who was asked to return and has not yet."""
+
+    orders: list[_Asked]
+    holders: set["WorkerLink"]
+
+
 class FundsServer:
     """Serves the workers of one machine; `meter_socket` is where leases come from."""
 
@@ -82,8 +89,7 @@ class FundsServer:
         self._meter = _MeterLink(meter_socket)
         self._queue: list[_Asked] = []
         self._is_wanted = asyncio.Event()
-        #: Short orders, by wallet, until others have returned what they can.
-        self._recalled: dict[Wallet, list[_Asked]] = {}
+        self._recalls: dict[Wallet, _Recall] = {}
         self._server: asyncio.AbstractServer | None = None
 
     async def listen(self, path: Path) -> None:
@@ -161,26 +167,40 @@ class FundsServer:
         elif order.is_return:
             one.link.holds.discard(wallet)
         one.link.send(Leased(*wallet, ceiling, is_short, is_unavailable=False))
-        if order.is_return and not any(wallet in link.holds for link in self.links):
-            self._try_again(wallet)
+        if order.is_return:
+            self._has_returned(wallet, one.link)
 
     def _recall(self, one: _Asked, wallet: Wallet) -> bool:
         """Ask others to return; False: nobody holds anything, so the answer stands."""
-        holders = [link for link in self.links if link is not one.link and wallet in link.holds]
+        recall = self._recalls.get(wallet)
+        if recall is not None:
+            recall.orders.append(one)
+            return True
+        holders = {link for link in self.links if link is not one.link and wallet in link.holds}
         if not holders:
             return False
-        waiting = self._recalled.get(wallet)
-        if waiting is not None:
-            waiting.append(one)
-            return True
-        self._recalled[wallet] = [one]
+        self._recalls[wallet] = _Recall([one], holders)
         for link in holders:
             link.send(Recall(*wallet))
         self.loop.call_later(RECALL_S, self._try_again, wallet)
         return True
 
+    def _has_returned(self, wallet: Wallet, link: "WorkerLink") -> None:
+        recall = self._recalls.get(wallet)
+        if recall is not None:
+            recall.holders.discard(link)
+            if not recall.holders:
+                self._try_again(wallet)
+
+    def forget(self, link: "WorkerLink") -> None:
+        """A worker is gone; what it held is freed when its log was read to the end."""
+        self.links.discard(link)
+        for wallet in link.holds:
+            self._has_returned(wallet, link)
+
     def _try_again(self, wallet: Wallet) -> None:
-        for one in self._recalled.pop(wallet, ()):
+        recall = self._recalls.pop(wallet, None)
+        for one in () if recall is None else recall.orders:
             if one.link in self.links:
                 self._queue.append(one._replace(is_final=True))
                 self._is_wanted.set()
@@ -245,7 +265,7 @@ class WorkerLink(asyncio.Protocol):
         self._server.links.add(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._server.links.discard(self)
+        self._server.forget(self)
 
     def data_received(self, data: bytes) -> None:
         try:

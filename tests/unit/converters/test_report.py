@@ -61,7 +61,8 @@ def test_the_page_tells_the_task_and_escapes_names() -> None:
     assert "<b>m" not in page
     assert "&lt;b&gt;m" in page
     early = {**report, "source": {}, "plain": []}
-    assert "plain source" not in render_report(early)
+    assert ">plain source<" in page
+    assert ">plain source<" not in render_report(early)
 
 
 def test_the_drawing_is_well_formed() -> None:

@@ -20,12 +20,11 @@ from billing.invoices.commands import MANUAL_ACCOUNTS
 from billing.invoices.desk import Verb
 from billing.invoices.proration import largest_remainder
 from billing.ledger.journal import Journal
-from billing.month import MonthLine, PlanMonth, Usage, base_plan, month_lines, net_by_plan
+from billing.month import MonthLine, PlanMonth, Usage, month_lines, net_by_plan
 from billing.plans import PlanError, PlanTerms, validate_terms
-from billing.usage import Dimension, usage_by
+from billing.tally import TAIL_EVENTS_MAX, last_event_id, left, month_usage
 
 PLANS_MAX: Final = 100
-_OK: Final = 0
 _COUPON: Final = "coupon:"
 _PROMO: Final = "promo"
 
@@ -80,6 +79,10 @@ def settle(journal: Journal, body: Settle, now_ns: int) -> Any:
     """Rate the month. Raises InvoiceError: no account, currency, too early, overlap with a month rated before."""
     account = store.get_account(journal.db, body.tenant)
     _check(journal, body, account.currency, now_ns)
+    behind = left(journal.db, body.tenant, body.start_ns, body.end_ns)
+    if behind > TAIL_EVENTS_MAX:
+        # Walking them here would keep everybody's calls from being posted meanwhile.
+        raise InvoiceError("gather_first", f"{behind} events are not added up: month.gather, in parts, comes first")
     previous = find_run(journal.db, body.tenant, body.start_ns)
     usage = month_usage(journal.db, body.tenant, body.start_ns, body.end_ns)
     lines = _all_lines(journal, body, usage, account.currency, now_ns)
@@ -89,7 +92,7 @@ def settle(journal: Journal, body: Settle, now_ns: int) -> Any:
         start_ns=body.start_ns,
         end_ns=body.end_ns,
         n=0 if previous is None else previous.n + 1,
-        last_event_id=_last_event_id(journal.db),
+        last_event_id=last_event_id(journal.db),
         ok_calls=sum(one.ok_calls for one in usage),
         list_nanos=list_nanos,
         net_nanos=list_nanos + sum(line.amount_nanos for line in lines),
@@ -150,11 +153,6 @@ def _has_newer(db: sqlite3.Connection, run: Run) -> bool:
     return row is not None
 
 
-def _last_event_id(db: sqlite3.Connection) -> int:
-    (event_id,) = db.execute("SELECT COALESCE(MAX(event_id), 0) FROM usage_event").fetchone()
-    return int(event_id)
-
-
 def rated_until(db: sqlite3.Connection, tenant: str, start_ns: int, before_ns: int) -> int:
     """How far [start_ns, before_ns) was rated by runs that began before `before_ns`; `start_ns` when it was not."""
     (end_ns,) = db.execute(
@@ -170,32 +168,6 @@ def list_runs(db: sqlite3.Connection, tenant: str, *, limit: int) -> list[Run]:
         "SELECT body FROM month_run WHERE tenant = ? ORDER BY start_ns DESC, n DESC LIMIT ?", (tenant, limit)
     )
     return [msgspec.json.decode(body, type=Run) for (body,) in rows]
-
-
-def month_usage(db: sqlite3.Connection, tenant: str, start_ns: int, end_ns: int) -> list[Usage]:
-    """Good calls by plan (packs folded into it) and model; the same query as every report. Failed calls are free.
-
-    What a wallet paid at list price is settled already: no plan, coupon or credit changes it.
-    """
-    folded: dict[tuple[str, str], Usage] = {}
-    dimensions: tuple[Dimension, ...] = ("plan", "model", "outcome")
-    rows = usage_by(db, dimensions, tenant=tenant, since_ns=start_ns, until_ns=end_ns, is_prepaid=False)
-    for row in rows:
-        recorded, model, outcome = row.group
-        if outcome != _OK:
-            continue
-        plan = base_plan(str(recorded))
-        known = folded.get((plan, str(model)), Usage(plan, str(model), 0, 0, 0, 0, 0))
-        folded[plan, str(model)] = Usage(
-            plan,
-            str(model),
-            known.ok_calls + row.ok_calls,
-            known.rows + row.rows,
-            known.compute_ns + row.compute_ns,
-            known.byte_count + row.request_bytes + row.reply_bytes,
-            known.charge_nanos + row.charge_nanos,
-        )
-    return [folded[key] for key in sorted(folded)]
 
 
 def _check(journal: Journal, body: Settle, currency: str, now_ns: int) -> None:

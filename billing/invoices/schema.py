@@ -124,6 +124,13 @@ WHEN EXISTS (SELECT 1 FROM tree_head WHERE tenant = NEW.tenant AND size >= NEW.s
 BEGIN SELECT RAISE(ABORT, 'tree_head: heads of a tenant only grow'); END;
 """
 
+#: What `billing.tally` keeps: sums of a month's usage up to an event, so that no query has to walk the whole month.
+_TALLIES: Final = """
+CREATE TABLE month_tally (
+  tenant TEXT NOT NULL, start_ns INTEGER NOT NULL, end_ns INTEGER NOT NULL, through_event_id INTEGER NOT NULL,
+  body TEXT NOT NULL, at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, start_ns, end_ns, through_event_id));
+"""
+
 #: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (
@@ -144,6 +151,7 @@ STEPS: Final = (
     (3, _CREDIT, ("credit_grant", "credit_burn", "coupon_redemption", "month_run")),
     (4, _RECOGNITION, ("contract", "recognition", "recognition_run")),
     (5, _HEADS, ("tree_head",)),
+    (6, _TALLIES, ("month_tally",)),
 )
 
 

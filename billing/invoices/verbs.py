@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from billing import bookkeeping, credit_store, settlement
+from billing import bookkeeping, credit_store, settlement, tally
 from billing.invoices import commands, subscriptions
 from billing.invoices.desk import Verb
 from billing.payments import commands as payments
@@ -20,6 +20,7 @@ def all_verbs() -> Mapping[str, Verb[Any]]:
         **payments.VERBS,
         **credit_store.VERBS,
         **settlement.VERBS,
+        **tally.VERBS,
         **bookkeeping.VERBS,
         **recognition.VERBS,
         **wallets.VERBS,

@@ -4,6 +4,7 @@ Charge months are calendar months from the billing account's anchor, in its zone
 each plan had when the month began, whatever was applied since: the past is never repriced.
 """
 
+import os
 import sqlite3
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from billing.invoices.account import Account
 from billing.invoices.period import Period, floor_s, index_at, period_of
 from billing.invoices.proration import share
 from billing.settlement import MonthPlan, late_runs, rated_until, run_over
+from billing.tally import TAIL_EVENTS_MAX, left
 from gateway.control.agreements import Agreement, agreements_of
 from gateway.control.errors import invalid
 from gateway.control.money import Money
@@ -47,11 +49,11 @@ class Months:
         for month, span in self._money.read(lambda db: unrated(db, tenant, until_ns)):
             body = self.body(tenant, month, span)
             if body["plans"] or self._money.read(lambda db: _has_credit(db, tenant)):
-                self._money.run(actor, "month.settle", f"month:{tenant}:{span.start_ns}", body)
+                self._settle(actor, f"month:{tenant}:{span.start_ns}", body)
         for run in self._money.read(lambda db: late_runs(db, tenant, until_ns, limit=LATE_MONTHS_MAX)):
             month, span = self._month_and_span(tenant, run.start_ns)
             operation_id = f"month:{tenant}:{span.start_ns}:{run.n + 1}"
-            self._money.run(actor, "month.settle", operation_id, self.body(tenant, month, span))
+            self._settle(actor, operation_id, self.body(tenant, month, span))
 
     def settle_for(self, actor: str, verb: str, body: dict[str, Any]) -> None:
         """Before a command that makes an invoice: rate the months that it will be about. Raises ControlError."""
@@ -63,7 +65,15 @@ class Months:
     def settle(self, actor: str, tenant: str, at_ns: int, operation_id: str) -> Any:
         """Rate (again) the month that `at_ns` lies in; the run. Raises ControlError, also while it is not over."""
         month, span = self._month_and_span(tenant, at_ns)
-        return self._money.run(actor, "month.settle", operation_id, self.body(tenant, month, span))
+        return self._settle(actor, operation_id, self.body(tenant, month, span))
+
+    def _settle(self, actor: str, operation_id: str, body: dict[str, Any]) -> Any:
+        """Have the month added up in parts, between which the meter posts, as long as that is much; then rate it."""
+        time = {name: body[name] for name in ("tenant", "start_ns", "end_ns")}
+        behind = self._money.read(lambda db: left(db, **time))
+        while behind > TAIL_EVENTS_MAX:
+            behind = self._money.run_unaudited("month.gather", f"gather:{os.urandom(16).hex()}", time)["left"]
+        return self._money.run(actor, "month.settle", operation_id, body)
 
     def _month_and_span(self, tenant: str, at_ns: int) -> tuple[Period, Period]:
         return self._money.read(lambda db: _month_and_span(db, tenant, at_ns))

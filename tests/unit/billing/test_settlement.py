@@ -12,7 +12,8 @@ from billing.catalogue import parse_catalogue
 from billing.credits import Burn
 from billing.invoices.assemble import InvoiceError
 from billing.invoices.store import pending_items
-from billing.settlement import list_runs, month_usage
+from billing.settlement import list_runs
+from billing.tally import month_usage
 from tests.unit.billing.invoices.office import DAY_NS, MONTH_END_NS, Office, open_office
 from tests.unit.billing.making import T0_NS
 

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from billing import settlement, tally
 from billing.ledger.views import trial_balance
 from billing.pricebook import default_price_book
 from billing.rating import compile_book
+from gateway.control import months
 from gateway.control.billing_clock import BillingClock
 from gateway.control.money import Money
 from gateway.control.months import Months
@@ -132,7 +134,7 @@ def test_changing_limits_alone_keeps_the_money(desk: Desk) -> None:
         ),
         (
             '[plans.a]\npricing = "cheap"\n',
-            "plans.toml: plans.a.pricing: input should be 'free', 'priced' or 'internal'",
+            "plans.toml: plans.a.pricing: input should be 'free', 'priced', 'prepaid' or 'internal'",
         ),
         ('[plans.a]\npricing = "priced"\nrate_calls = -1\n', "plans.toml: plans.a.rate_calls: input should be greater"),
         ('[plans.a]\npricing = "priced"\nburst = 3\n', "plans.toml: plans.a: burst and rate_window_s need rate_calls"),
@@ -307,6 +309,22 @@ def test_the_clock_rates_the_month_before_it_bills_it(desk: Desk, office: Office
     assert sum(line.amount_minor for line in document.lines) == document.net_minor == 100
     assert run["plan_versions"] == {"pro": 1}
     office.check()
+
+
+def test_a_month_of_many_calls_is_gathered_in_parts_before_it_is_rated(
+    desk: Desk, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tally, "PART_EVENTS", 400)
+    for module in (settlement, months):
+        monkeypatch.setattr(module, "TAIL_EVENTS_MAX", 500)
+    apply(desk)
+    subscribe(desk)
+    turn_to(desk, office, MONTH_END_NS + DAY_NS)
+    office.post_usage(3_100, plan="pro")
+    run = desk.must("POST", "/admin/tenants/acme/months", {"operation_id": operation(), "at_ns": T0_NS})
+    assert {line["key"]: line["amount_nanos"] for line in run["lines"]}["pro:calls"] == 3_000_000_000 - 3_100 * OCR
+    parts = office.reader.execute("SELECT through_event_id FROM month_tally ORDER BY 1").fetchall()
+    assert [through for (through,) in parts] == [400, 800, 1_200, 1_600, 2_000, 2_400, 2_800]
 
 
 def test_a_version_applied_in_the_month_holds_from_the_next_one_on(desk: Desk, office: Office) -> None:

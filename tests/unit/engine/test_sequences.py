@@ -413,3 +413,49 @@ def test_a_model_that_is_told_ids_has_each_only_once(tmp_path: Path) -> None:
         assert await told_by(engine, "rival", 5, start=True, end=True) == 105
 
     run_engine(tmp_path, test=test)
+
+
+async def by_rpc(engine: EngineUnderTest, tenant: str, *, start: bool) -> bool:
+    request = frame(sequence_message(start=start).SerializeToString())
+    target = "/inference.GRPCInferenceService/ModelInfer"
+    reply = await engine.call("POST", target, request, [(b"tollway-tenant", tenant.encode())], is_grpc=True)
+    return reply.trailers[b"grpc-status"] == b"0"
+
+
+async def by_stream(engine: EngineUnderTest, tenant: str, *, start: bool) -> bool:
+    stream = Stream(engine, [(b"tollway-tenant", tenant.encode())])
+    [message] = await stream.send(frame(sequence_message(start=start).SerializeToString())).end()
+    return not message.error_message
+
+
+async def by_generate(engine: EngineUnderTest, tenant: str, *, start: bool) -> bool:
+    request = json.dumps({"x": 1, "sequence_id": 7, "sequence_start": start}).encode()
+    reply = await engine.call("POST", "/v2/models/sum/generate", request, [(b"tollway-tenant", tenant.encode())])
+    return reply.status == 200
+
+
+async def by_rest(engine: EngineUnderTest, tenant: str, *, start: bool) -> bool:
+    return isinstance(await told_by(engine, tenant, 1, start=start), float)
+
+
+def sequence_message(*, start: bool) -> Any:
+    request = service_pb2.ModelInferRequest(model_name="sum")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 1])
+    request.raw_input_contents.append(np.array([1], np.float32).tobytes())
+    request.parameters["sequence_id"].int64_param = 7
+    request.parameters["sequence_start"].bool_param = start
+    return request
+
+
+@pytest.mark.parametrize("ask_by", [by_rest, by_rpc, by_stream, by_generate])
+def test_every_door_knows_whose_call_it_is(tmp_path: Path, ask_by: Callable[..., Any]) -> None:
+    """A tenant goes on with its own sequence and not with another's, by whichever door both come."""
+    write_blind_sum(tmp_path)
+
+    async def test(engine: EngineUnderTest) -> None:
+        assert await ask_by(engine, "acme", start=True)
+        assert not await ask_by(engine, "rival", start=False)
+        assert await ask_by(engine, "acme", start=False)
+        assert scheduler(engine).active == 1
+
+    run_engine(tmp_path, test=test)

@@ -135,8 +135,10 @@ def measure_cached(folder: Path, times: int) -> dict[str, Any]:
     return {"wall_s": sorted(walls), "cpu_s": sorted(cpus)}
 
 
-def run(wanted: Sequence[str], folder: Path, *, is_quick: bool, say: Callable[[str], None]) -> Results:
-    """The parts one after another; what fails becomes a problem, and the rest goes on."""
+def run(
+    wanted: Sequence[str], names: Sequence[str], folder: Path, *, is_quick: bool, say: Callable[[str], None]
+) -> Results:
+    """The parts one after another; what fails becomes a problem, and the rest goes on. `names` of cases; empty: all."""
     results = Results()
     rounds = 5 if is_quick else 11
 
@@ -166,10 +168,35 @@ def run(wanted: Sequence[str], folder: Path, *, is_quick: bool, say: Callable[[s
         found, results.absent = showcase_cases(_ROOT, folder / "sources")
         cases += found
     for case in cases:
-        guarded(case.name, partial(measured, case))
+        if case.name in names or not names:
+            guarded(case.name, partial(measured, case))
     if "cache" in wanted:
         guarded("cache", cached)
     return results
+
+
+def join(files: Sequence[Path]) -> tuple[Results, list[dict[str, Any]]]:
+    """The results of partial reports, and when, how and of what commit each was measured.
+
+    Raises:
+        BenchError: two of them measured the same; OSError, KeyError: one is no report.
+    """
+    results, origins = Results(), []
+    for path in files:
+        document = json.loads(path.read_bytes())
+        origins.append({key: document[key] for key in ("date_utc", "command", "git")})
+        known = {one["name"] for one in results.models}
+        again = known & {one["name"] for one in document["models"]}
+        for key in ("selftest", "cached"):
+            if document[key] is not None and getattr(results, key) is not None:
+                again.add(key)
+            setattr(results, key, document[key] or getattr(results, key))
+        if again:
+            raise BenchError(f"{path}: {', '.join(sorted(again))} was measured before")
+        results.models += document["models"]
+        results.absent |= document["absent"]
+        results.problems += document["problems"]
+    return results, origins
 
 
 def _facts(arguments: Sequence[str]) -> dict[str, Any]:
@@ -193,6 +220,10 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m loadtests.converters_bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--cases", nargs="+", default=[], metavar="NAME", help="of models and showcases, only these")
+    parser.add_argument(
+        "--join", nargs="+", default=[], type=Path, metavar="FILE", help="measure nothing: partial reports into one"
+    )
     parser.add_argument("--out", type=Path, help="folder of the report (a partial run needs one to be kept)")
     parser.add_argument("--json", action="store_true", help="print the report as JSON on standard output")
     return parser.parse_args(arguments)
@@ -208,12 +239,15 @@ def main(arguments: Sequence[str]) -> int:
     facts = _facts(arguments)
     with tempfile.TemporaryDirectory(prefix="tollway-converters-") as name:
         try:
-            results = run(options.only, Path(name), is_quick=options.quick, say=say)
-        except BenchError as error:
+            if options.join:
+                results, facts["joined"] = join(options.join)
+            else:
+                results = run(options.only, options.cases, Path(name), is_quick=options.quick, say=say)
+        except (BenchError, OSError, KeyError) as error:
             say(f"cannot run: {error}")
             return 2
     document = build_document(facts, asdict(results))
-    is_whole = set(options.only) == set(PARTS)
+    is_whole = set(options.only) == set(PARTS) and not options.cases
     folder = options.out or (_REPORTS if is_whole else None)
     if folder is not None:
         write_report(document, folder)

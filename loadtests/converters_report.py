@@ -81,6 +81,9 @@ def as_markdown(document: Mapping[str, Any]) -> str:
     lines += _model_lines(document["models"])
     lines += ["", *(f"* Not measured: {name}: {why}." for name, why in document["absent"].items())]
     lines += [f"* Problem: {problem}" for problem in document["problems"]]
+    for part in document.get("joined", []):
+        commit = f"{str(part['git']['commit'])[:12]}{' (changed)' if part['git']['is_dirty'] else ''}"
+        lines.append(f"* Measured {part['date_utc']}, commit `{commit}`: `{part['command']}`.")
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -1,5 +1,7 @@
 """The converters' bench: its networks are sound, its clock compares in pairs, its report says what was missed."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +9,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from loadtests.converters_bench import join
 from loadtests.converters_cases import generated_cases, showcase_cases
 from loadtests.converters_models import MODELS, rows_of
 from loadtests.converters_report import TARGETS, as_markdown, build_document, ratios_of
+from loadtests.processes import BenchError
 from loadtests.variants import compare, open_file
 
 FACTS = {
@@ -79,6 +83,28 @@ def test_what_was_not_measured_is_neither_met_nor_missed() -> None:
     assert "Not measured: x: not here." in as_markdown(made)
     assert ratios_of(None, [], None) == {}
     assert {target.key for target in TARGETS} == set(made["targets"])
+
+
+def partial_report(path: Path, **changes: Any) -> Path:
+    empty: dict[str, Any] = {"selftest": None, "models": [], "cached": None}
+    path.write_text(json.dumps(document(**{**empty, **changes})))
+    return path
+
+
+def test_partial_reports_are_joined_and_say_where_they_come_from(tmp_path: Path) -> None:
+    first = partial_report(tmp_path / "a", models=[a_model("a", "generated", 1.0)], problems=["x: y"])
+    cached = {"wall_s": [1], "cpu_s": [1]}
+    second = partial_report(tmp_path / "b", models=[a_model("b", "showcase", 0.5)], cached=cached)
+    results, origins = join([first, second])
+    assert [one["name"] for one in results.models] == ["a", "b"]
+    assert (results.selftest, results.cached, results.problems) == (None, cached, ["x: y"])
+    assert [one["command"] for one in origins] == [FACTS["command"]] * 2
+    made = build_document({**FACTS, "joined": origins}, asdict(results))
+    assert as_markdown(made).count("* Measured 2026-11-24") == 2
+    with pytest.raises(BenchError, match="b was measured before"):
+        join([second, partial_report(tmp_path / "c", models=[a_model("b", "showcase", 0.5)])])
+    with pytest.raises(BenchError, match="cached was measured before"):
+        join([second, partial_report(tmp_path / "d", cached={"wall_s": [2], "cpu_s": [2]})])
 
 
 @pytest.mark.parametrize("name", MODELS)

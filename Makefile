@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 ARGS ?=
-DATA_PLANE_TESTS := $(addprefix tests/unit/,auth billing metering monitoring net quota routing wire) tests/unit/test_*.py tests/property
+DATA_PLANE_TESTS := $(addprefix tests/unit/,auth billing engine metering monitoring net quota routing wire) tests/unit/test_*.py tests/property
 
 .PHONY: help run models models-extra stop test test-long test-toolchains test-compiled check format compile bench bench-billing bench-engine bench-converters bench-quick fuzz locks clean
 

@@ -1,5 +1,6 @@
 """Compiled hot modules: only a finished build of exactly these sources is ever used. Nothing is compiled here."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -96,3 +97,10 @@ def test_check_says_where_the_build_is(tree: Path, capsys: pytest.CaptureFixture
     found = find_compiled()
     assert compiled.main(["--check"]) == (0 if found else 1)
     assert capsys.readouterr().out == (f"{found}\n" if found else "not compiled\n")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_compiled_module_calculates_with_the_views_of_a_dict(module: str) -> None:
+    """Compiled, they are lists: `known - given.keys()` is a TypeError there, and only there."""
+    text = (compiled.ROOT / module).read_text()
+    assert not re.search(r" [-&|^] [\w.]+\.(keys|items)\(\)|\.(keys|items)\(\) [-&|^] ", text)

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
-from typing import Any
 
 import httpx
 import pytest
@@ -82,11 +81,22 @@ def posted_calls(tollway: Tollway, tenant: str) -> set[str]:
         db.close()
 
 
+def infer(tollway: Tollway, key: str, *, rows: int = 1, **headers: str) -> httpx.Response:
+    """One call of `mlp`, sent again while a slow machine answers 503: those did not run."""
+    inputs = [{"name": "x", "shape": [rows, 64], "datatype": "FP32", "data": [0.5] * (64 * rows)}]
+    sent = {"authorization": f"Bearer {key}"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    url = f"{tollway.http_url}/v2/models/mlp/infer"
+    while True:
+        answer = httpx.post(url, headers=sent, json={"inputs": inputs}, trust_env=False, timeout=60)
+        if answer.status_code != 503:
+            return answer
+
+
 def call_until_refused(tollway: Tollway, key: str) -> tuple[int, httpx.Response]:
     """How many calls were answered before the first that was not."""
     answered = 0
     while True:
-        answer = tollway.infer(key)
+        answer = infer(tollway, key)
         if answer.status_code != 200:
             return answered, answer
         answered += 1
@@ -122,7 +132,7 @@ def test_calls_stop_when_the_wallet_is_empty_and_go_on_after_a_top_up(tollway: T
     assert (answered, refused.status_code, refused.json()["code"]) == (7, 402, "insufficient_funds")
     assert at_rest(tollway, "exact").balance_nanos == 0
     top_up(tollway, "exact", 2, "second")
-    tollway.wait(lambda: tollway.infer(key).status_code == 200, "the top-up to work")
+    tollway.wait(lambda: infer(tollway, key).status_code == 200, "the top-up to work")
     assert call_until_refused(tollway, key)[0] == 1
     assert at_rest(tollway, "exact").balance_nanos == 0
     assert len(posted_calls(tollway, "exact")) == 9
@@ -130,13 +140,10 @@ def test_calls_stop_when_the_wallet_is_empty_and_go_on_after_a_top_up(tollway: T
 
 def test_a_call_is_charged_what_it_costs_and_no_more_than_its_caller_allows(tollway: Tollway) -> None:
     key = new_tenant(tollway, "limits", 10)
-    answer = tollway.infer(key, rows=2)
+    answer = infer(tollway, key, rows=2)
     assert answer.headers["tollway-charge"] == "0.000026 USD; reason=prepaid; price=1"
-    inputs = [{"name": "x", "shape": [2, 64], "datatype": "FP32", "data": [0.5] * 128}]
-    url, headers = f"{tollway.http_url}/v2/models/mlp/infer", {"authorization": f"Bearer {key}"}
     for limit, status in (("0.000025", 402), ("0.000026", 200)):
-        limited = headers | {"tollway-max-cost": limit}
-        found = httpx.post(url, json={"inputs": inputs}, headers=limited, trust_env=False, timeout=30)
+        found = infer(tollway, key, rows=2, tollway_max_cost=limit)
         assert found.status_code == status, found.text
     assert at_rest(tollway, "limits").balance_nanos == 10 * CALL - 2 * 26_000
 
@@ -144,7 +151,7 @@ def test_a_call_is_charged_what_it_costs_and_no_more_than_its_caller_allows(toll
 def test_a_thousand_callers_at_once_spend_the_wallet_to_the_last_call(tollway: Tollway) -> None:
     key = new_tenant(tollway, "crowd", CALLERS // 2)
     found = asyncio.run(call_at_once(tollway, key, CALLERS))
-    assert set(found) <= {200, 402}, found
+    assert set(found) <= {200, 402, 503}, found
     assert found[200] <= CALLERS // 2
     # What one worker held while another refused is there for whoever calls next.
     answered = found[200] + call_until_refused(tollway, key)[0]
@@ -202,6 +209,6 @@ def test_whoever_is_killed_the_wallet_is_exact(tollway: Tollway, roles: tuple[st
 
 def test_a_tenant_without_money_is_refused_at_once(tollway: Tollway) -> None:
     key = new_tenant(tollway, "poor", 0)
-    answers: list[Any] = [tollway.infer(key) for _ in range(3)]
+    answers = [infer(tollway, key) for _ in range(3)]
     assert [one.json()["code"] for one in answers] == ["insufficient_funds"] * 3
     assert posted_calls(tollway, "poor") == set()

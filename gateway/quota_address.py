@@ -7,6 +7,7 @@ keeps deployments on one server apart.
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -52,14 +53,14 @@ def parse_quota_address(url: str) -> QuotaAddress | None:
     """None for `memory://`. Raises SettingsError, which never repeats the address: it may hold a password."""
     if url == MEMORY:
         return None
+    if "#" in url:
+        raise _refused("it has a #fragment (write # in a password as %23)")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise _refused(f"it is not an address ({_reason(error)})") from None
     options = _options(parts.query)
-    if parts.fragment:
-        raise _refused("it has a #fragment (write # in a password as %23)")
     space = _space(options.pop("space", DEFAULT_SPACE))
     username = unquote(parts.username) if parts.username else None
     password = unquote(parts.password) if parts.password else None
@@ -87,6 +88,12 @@ def parse_quota_address(url: str) -> QuotaAddress | None:
         is_tls=parts.scheme == "rediss",
         space=space,
     )
+
+
+def check_quota_library(url: str) -> None:
+    """Raises SettingsError where `url` needs a package that is not installed."""
+    if url != MEMORY and find_spec("redis") is None:
+        raise SettingsError("quota_store names a Redis or Valkey, and the package redis is not installed")
 
 
 def _options(query: str) -> dict[str, str]:

@@ -23,6 +23,7 @@ from gateway.children import Child, python_module
 from gateway.compiled import find_compiled
 from gateway.errors import SettingsError
 from gateway.net.tls import tls_context
+from gateway.quota_address import check_quota_library
 from gateway.settings import Settings, dump_settings
 
 _QUICK_S: Final = 2.0
@@ -104,6 +105,7 @@ class Supervisor:
             set_ledger_url(settings.data_dir, settings.ledger)
         except LedgerError as error:
             raise SettingsError(str(error)) from error
+        check_quota_library(settings.quota_store)
         for name in ("http_port", "grpc_port", "metrics_port", "api_port"):
             check_port_free(settings.host, getattr(settings, name), name)
         if settings.engine:
@@ -206,6 +208,7 @@ class Supervisor:
                     "--data-dir", data_dir,
                     "--workers", str(settings.workers),
                     "--settings", settings_file,
+                    "--status-socket", str(settings.quota_status_socket),
                     "--ready-fd", str(fd),
                 ),
             )  # fmt: skip

@@ -15,6 +15,7 @@ from gateway.commands.up import DataDirOption, SetOption, SettingsOption, read_s
 from gateway.compiled import find_compiled
 from gateway.errors import SettingsError
 from gateway.net.tls import tls_context
+from gateway.quota_address import QuotaAddress, check_quota_library, parse_quota_address
 from gateway.settings import Settings
 from gateway.supervisor import check_models, check_port_free, running_pid
 
@@ -47,6 +48,9 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield _check("tls", "usable", lambda: _check_tls(settings))
     if settings.engine:
         yield _check("models", "found", lambda: check_models(settings))
+    address = parse_quota_address(settings.quota_store)
+    if address is not None:
+        yield _check_quota_store(settings.quota_store, address)
     yield _check("data_dir", str(settings.data_dir), lambda: _check_data_dir(settings))
     for backend in settings.backends:
         for url in (backend.http, backend.grpc):
@@ -60,6 +64,16 @@ def _check(name: str, good: str, action: Callable[[], None]) -> Finding:
     except SettingsError as error:
         return Finding(name=name, is_good=False, text=str(error))
     return Finding(name=name, is_good=True, text=good)
+
+
+def _check_quota_store(url: str, address: QuotaAddress) -> Finding:
+    try:
+        check_quota_library(url)
+        from gateway.quota.probe_redis import check_store  # needs an optional package
+
+        return Finding(name="quota_store", is_good=True, text=check_store(address))
+    except SettingsError as error:
+        return Finding(name="quota_store", is_good=False, text=str(error))
 
 
 def _compiled_text(settings: Settings) -> str:

@@ -19,6 +19,9 @@ from prometheus_client.registry import Collector
 from gateway.monitoring.histograms import DURATION_BOUNDS_S, Histogram, WorkerMetrics
 from gateway.monitoring.metrics import METRICS
 
+#: In the run directory, while limits are decided at a store that hosts share.
+QUOTA_STATUS_SOCKET: Final = "quota-status.sock"
+_QUOTA_BYTES_MAX: Final = 64 * 1024
 _SCRAPE_S: Final = 2.0
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 #: A process that is gone, or whose answer is no answer.
@@ -93,6 +96,7 @@ class MachineCollector(Collector):
         yield from self._calls(alive)
         yield from self._gauges(alive)
         yield from self._meter()
+        yield from self._quota_store()
         restarts = _counter("tollway_process_restarts_total", ["role"])
         for role, count in self._restarts():
             restarts.add_metric([role], float(count))
@@ -163,6 +167,36 @@ class MachineCollector(Collector):
         for fate in ("posted", "voided", "quarantined"):
             events.add_metric([fate], float(status.get(fate, 0)))
         yield events
+
+    def _quota_store(self) -> Iterator[Metric]:
+        try:
+            status = read_quota_status(self._run_dir / QUOTA_STATUS_SOCKET)
+        except _UNREADABLE:
+            return  # limits are this machine's own, or the owner is restarting: absent series say so
+        for name in ("up", "hosts"):
+            gauge = _gauge(f"tollway_quota_store_{name}", [])
+            gauge.add_metric([], float(status.get("is_up" if name == "up" else name, 0)))
+            yield gauge
+        for name in ("round_trips", "commands", "losses", "failures"):
+            counter = _counter(f"tollway_quota_store_{name}_total", [])
+            counter.add_metric([], float(status.get(name, 0)))
+            yield counter
+        wait = _counter("tollway_quota_store_wait_seconds_total", [])
+        wait.add_metric([], status.get("wait_ns", 0) / 1e9)
+        yield wait
+
+
+def read_quota_status(path: Path) -> dict[str, Any]:
+    """The quota owner's figures of a shared store. Raises OSError or msgspec.DecodeError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(_SCRAPE_S)
+        sock.connect(str(path))
+        data = bytearray()
+        while chunk := sock.recv(4096):
+            data += chunk
+            if len(data) > _QUOTA_BYTES_MAX:
+                raise OSError("the quota owner's answer is too large")
+    return msgspec.msgpack.decode(data, type=dict[str, Any])
 
 
 def _counter(name: str, labels: list[str]) -> CounterMetricFamily:

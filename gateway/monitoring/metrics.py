@@ -32,6 +32,13 @@ METRICS: Final = {
     "tollway_workers": ("gauge", "Workers that answered this scrape."),
     "tollway_process_restarts_total": ("counter", "Restarts of child processes, by role."),
     "tollway_meter_lag_records": ("gauge", "Usage records read from no log yet or waiting to be posted."),
+    "tollway_quota_store_up": ("gauge", "1 while the store that hosts share can be asked about limits."),
+    "tollway_quota_store_hosts": ("gauge", "Hosts with a living session at the store."),
+    "tollway_quota_store_round_trips_total": ("counter", "Batches carried to the store."),
+    "tollway_quota_store_commands_total": ("counter", "Runs of the store's script."),
+    "tollway_quota_store_wait_seconds_total": ("counter", "Time that batches waited for the store."),
+    "tollway_quota_store_losses_total": ("counter", "Sessions at the store that were lost."),
+    "tollway_quota_store_failures_total": ("counter", "Commands that the store answered with an error."),
     "tollway_meter_events_total": ("counter", "Usage events by fate: posted, voided, quarantined."),
 }
 

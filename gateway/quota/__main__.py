@@ -26,6 +26,7 @@ from gateway.quota.funds_server import FundsServer
 from gateway.quota.owner import Owner
 from gateway.quota.server import QuotaServer
 from gateway.quota.shared_owner import SharedOwner
+from gateway.quota.status import serve_figures
 from gateway.quota.store_keeper import StoreKeeper
 from gateway.quota_address import QuotaAddress, parse_quota_address
 from gateway.settings import parse_settings
@@ -68,6 +69,9 @@ async def serve(arguments: argparse.Namespace) -> None:
     if isinstance(owner, SharedOwner):
         server.speak_for(owner)
     await server.listen(arguments.socket)
+    status = None
+    if keeper is not None and arguments.status_socket is not None:
+        status = await serve_figures(arguments.status_socket, keeper.figures)
     funds: FundsServer | None = None
     if arguments.meter_socket is not None:
         funds = FundsServer(loop, arguments.meter_socket)
@@ -91,6 +95,9 @@ async def serve(arguments: argparse.Namespace) -> None:
             arguments.socket.with_name(FUNDS_SOCKET).unlink(missing_ok=True)
         await server.close()
         arguments.socket.unlink(missing_ok=True)
+        if status is not None:
+            status.close()
+            arguments.status_socket.unlink(missing_ok=True)
         await watcher.close()
 
 
@@ -143,6 +150,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, required=True, help="where control publishes the snapshot")
     parser.add_argument("--meter-socket", type=Path, help="the meter's socket; without it caps start from zero")
     parser.add_argument("--settings", type=Path, help="the supervisor's settings; without it limits are kept in memory")
+    parser.add_argument("--status-socket", type=Path, help="where to tell how it stands with a shared store")
     parser.add_argument("--workers", type=int, default=0, help="workers expected; 0: unknown")
     parser.add_argument("--ready-fd", type=int, help="file descriptor that is told when this serves")
     return parser.parse_args(argv)

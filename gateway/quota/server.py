@@ -49,7 +49,8 @@ _ParkedKey = tuple["WorkerConnection", str]
 Refresh = Callable[[], Awaitable[None]]
 
 
-def _bind(path: Path) -> socket.socket:
+def bind(path: Path) -> socket.socket:
+    """A socket at `path` (mode 600), replacing one that a dead owner left."""
     path.unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -94,7 +95,7 @@ class QuotaServer:
 
     async def listen(self, path: Path) -> None:
         """Bind `path` (mode 600), replacing a socket that a dead owner left."""
-        listening = _bind(path)
+        listening = bind(path)
         self._server = await self.loop.create_unix_server(lambda: WorkerConnection(self), sock=listening)
 
     async def run(self) -> None:

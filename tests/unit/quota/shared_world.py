@@ -148,10 +148,13 @@ class Host:
 
     def recount(self) -> None:
         """Reports first, the meter after."""
+        self.come_back()  # a worker that says hello meanwhile is counted twice: too high, never too low
         if not self.owner.needs_recount():
             return
         sequence = self.owner.begin_recount()
         for worker in self.workers:
+            while worker.answers:  # one stream: the request for a report comes behind them
+                self.deliver(worker)
             self.flush(worker)
             self.hear(worker)
             self.owner.report(worker.state, sequence, [worker.shelf.holding()], is_last=True)

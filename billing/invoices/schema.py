@@ -131,6 +131,17 @@ CREATE TABLE month_tally (
   body TEXT NOT NULL, at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, start_ns, end_ns, through_event_id));
 """
 
+#: When prepaid grants expire (`prepaid.schedule`), and which did.
+_EXPIRIES: Final = """
+CREATE TABLE prepaid_expiry (
+  tenant TEXT NOT NULL, grant_id TEXT NOT NULL, currency TEXT NOT NULL, expires_ns INTEGER NOT NULL,
+  created_ns INTEGER NOT NULL, PRIMARY KEY (tenant, grant_id, currency));
+CREATE INDEX prepaid_expiry_due ON prepaid_expiry (expires_ns);
+CREATE TABLE prepaid_expired (
+  tenant TEXT NOT NULL, grant_id TEXT NOT NULL, currency TEXT NOT NULL, amount_nanos INTEGER NOT NULL,
+  at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, grant_id, currency));
+"""
+
 #: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (
@@ -152,6 +163,7 @@ STEPS: Final = (
     (4, _RECOGNITION, ("contract", "recognition", "recognition_run")),
     (5, _HEADS, ("tree_head",)),
     (6, _TALLIES, ("month_tally",)),
+    (7, _EXPIRIES, ("prepaid_expiry", "prepaid_expired")),
 )
 
 

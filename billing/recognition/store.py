@@ -1,12 +1,15 @@
 """Owns the rows of revenue recognition: contracts, made as documents are finalized, and what of each was recognised."""
 
 import sqlite3
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from billing.invoices.document import Document
 from billing.invoices.postings import inside_tax_minor, is_deferred
 from billing.money import from_minor
 from billing.recognition.schedule import Contract, deferred_nanos
+
+#: Expired grants that one round sees.
+EXPIRIES_PAGE: Final = 1_000
 
 
 class OpenContract(NamedTuple):
@@ -65,3 +68,31 @@ def recognised_until(db: sqlite3.Connection, tenant: str) -> int:
         "SELECT COALESCE(MAX(through_ns), 0) FROM recognition_run WHERE tenant = ?", (tenant,)
     ).fetchone()
     return int(through_ns)
+
+
+class DueExpiry(NamedTuple):
+    """A prepaid grant whose time has come and that nobody let expire yet."""
+
+    tenant: str
+    grant: str
+    currency: str
+
+
+def expiry_of(db: sqlite3.Connection, tenant: str, grant: str, currency: str) -> int | None:
+    """When a prepaid grant expires; None: nobody said."""
+    row = db.execute(
+        "SELECT expires_ns FROM prepaid_expiry WHERE tenant = ? AND grant_id = ? AND currency = ?",
+        (tenant, grant, currency),
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def due_expiries(db: sqlite3.Connection, now_ns: int) -> list[DueExpiry]:
+    """Grants that expired by now, the earliest first; at most EXPIRIES_PAGE."""
+    rows = db.execute(
+        "SELECT tenant, grant_id, currency FROM prepaid_expiry p WHERE expires_ns <= ? AND NOT EXISTS"
+        " (SELECT 1 FROM prepaid_expired e WHERE e.tenant = p.tenant AND e.grant_id = p.grant_id"
+        " AND e.currency = p.currency) ORDER BY expires_ns, tenant, grant_id, currency LIMIT ?",
+        (now_ns, EXPIRIES_PAGE),
+    )
+    return [DueExpiry._make(row) for row in rows]

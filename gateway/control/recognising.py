@@ -1,11 +1,12 @@
-"""Owns the daily recognition of revenue: once a UTC day is over, what fees earned by its end is posted."""
+"""Owns what revenue is recognised by itself: once a UTC day is over, what fees earned by its end; expired prepaid."""
 
+import hashlib
 import logging
 import sqlite3
 from typing import Final
 
 from billing.invoices.period import NS_PER_S
-from billing.recognition.store import recognised_until, tenants_with_contracts
+from billing.recognition.store import due_expiries, recognised_until, tenants_with_contracts
 from gateway.control.errors import ControlCode, ControlError
 from gateway.control.money import Money
 from gateway.control.registry import Registry
@@ -41,6 +42,23 @@ class Recognition:
         except ControlError as error:
             # Without a ledger, or while the meter restarts, there is nothing to do; the next round comes.
             _log.debug("recognition_waits code=%s", error.code)
+        return done
+
+    def expire(self) -> int:
+        """Let every prepaid grant expire whose time has come; how many did."""
+        now_ns, done = self._now_ns(), 0
+        try:
+            for one in self._money.read(lambda db: due_expiries(db, now_ns)):
+                operation_id = f"expire:{hashlib.sha256(repr(tuple(one)).encode()).hexdigest()}"
+                try:
+                    self._money.run(ACTOR, "prepaid.expire", operation_id, one._asdict())
+                    done += 1
+                except ControlError as error:
+                    if error.code is ControlCode.UNAVAILABLE:
+                        raise
+                    _log.error("expiry_failed tenant=%s grant=%s code=%s", one.tenant, one.grant, error.code)
+        except ControlError as error:
+            _log.debug("expiry_waits code=%s", error.code)
         return done
 
 

@@ -115,6 +115,7 @@ async def serve(
         rounds = [
             tasks.create_task(_rounds(billing.tick, ROUND_S), name="billing-clock"),
             tasks.create_task(_rounds(recognition.tick, RECOGNITION_ROUND_S), name="recognition"),
+            tasks.create_task(_rounds(recognition.expire, RECOGNITION_ROUND_S), name="expiry"),
             tasks.create_task(_rounds(equality.tick, EQUALITY_ROUND_S), name="equality"),
             tasks.create_task(_rounds(heads.tick, HEADS_ROUND_S), name="heads"),
             tasks.create_task(_rounds(webhooks.tick, WEBHOOK_ROUND_S), name="webhooks"),

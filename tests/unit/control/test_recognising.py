@@ -4,11 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from billing.ledger.rules import Line
 from billing.money import from_minor
 from gateway.control.money import Money
 from gateway.control.recognising import Recognition
 from tests.unit.billing.invoices.office import DAY_NS, NS_PER_S, Office
-from tests.unit.control.billing_desk import meter_of
+from tests.unit.control.billing_desk import command, meter_of
 from tests.unit.control.support import Desk
 
 
@@ -62,3 +63,28 @@ def test_bad_questions_are_refused(desk: Desk, office: Office) -> None:
 
 def test_without_a_meter_a_round_is_quiet(desk: Desk) -> None:
     assert Recognition(Money(desk.data_dir, desk.control.registry), desk.control.registry).tick() == 0
+
+
+def test_expired_prepaid_becomes_breakage_by_itself(desk: Desk, office: Office) -> None:
+    recognition = Recognition(
+        Money(desk.data_dir, desk.control.registry, desk.app.state.ask_meter), desk.control.registry
+    )
+    start_ns = office.now_ns
+    clock_to(desk, office, start_ns)
+    with office.ledger.journal() as journal:
+        for grant, nanos in (("g1", 500), ("g2", 700), ("kept", 900)):
+            account = f"contract_liability:prepaid:acme:{grant}"
+            lines = [Line("cash:psp:bank", "USD", nanos, 0), Line(account, "USD", -nanos, 0)]
+            journal.post("top_up", "acme", office.now_ns, lines)
+    for grant, days in (("g1", 1), ("g2", 3)):
+        body = {"tenant": "acme", "grant": grant, "currency": "USD", "expires_ns": start_ns + days * DAY_NS}
+        desk.must(*command("prepaid.schedule", body))
+    assert recognition.expire() == 0
+    clock_to(desk, office, start_ns + DAY_NS)
+    assert [recognition.expire(), recognition.expire()] == [1, 0]
+    assert office.balance("revenue:breakage") == -500
+    clock_to(desk, office, start_ns + 9 * DAY_NS)
+    assert [recognition.expire(), recognition.expire()] == [1, 0]
+    assert office.balance("revenue:breakage") == -1_200
+    assert office.balance("contract_liability:prepaid:acme:kept") == -900
+    office.check()

@@ -258,3 +258,38 @@ def test_margin_is_revenue_less_metered_compute(office: Office) -> None:
     (row,) = margin(office.reader, ("model", "tenant"), cost_nanos_per_compute_s=10**9)
     assert (row.group, row.calls, row.compute_ns) == (("ocr", "acme"), 10, 25_000_000)
     assert (row.revenue_nanos, row.cost_nanos, row.margin_nanos) == (15_000_000, 25_000_000, -10_000_000)
+
+
+def test_a_scheduled_grant_expires_once_and_not_before_its_time(office: Office) -> None:
+    account = "contract_liability:prepaid:acme:g1"
+    with office.ledger.journal() as journal:
+        lines = [Line("cash:psp:bank", "USD", 500, 0), Line(account, "USD", -500, 0)]
+        journal.post("top_up", "acme", office.now_ns, lines)
+    grant = {"tenant": "acme", "grant": "g1", "currency": "USD"}
+    due_ns = office.now_ns + DAY_NS
+    assert office.do("prepaid.schedule", grant | {"expires_ns": due_ns}) == {"account": account, "expires_ns": due_ns}
+    assert office.do("prepaid.schedule", grant | {"expires_ns": due_ns})["expires_ns"] == due_ns
+    with pytest.raises(InvoiceError, match="already") as caught:
+        office.do("prepaid.schedule", grant | {"expires_ns": due_ns + 1})
+    assert caught.value.code == "conflict"
+    with pytest.raises(InvoiceError, match="expires at") as caught:
+        office.do("prepaid.expire", grant)
+    assert caught.value.code == "too_early"
+    assert store.due_expiries(office.reader, due_ns - 1) == []
+    assert store.due_expiries(office.reader, due_ns) == [store.DueExpiry("acme", "g1", "USD")]
+    office.now_ns = due_ns
+    assert office.do("prepaid.expire", grant) == {"released_nanos": 500}
+    assert store.due_expiries(office.reader, due_ns) == []
+    assert office.balance("revenue:breakage") == -500
+    assert office.do("prepaid.schedule", grant | {"expires_ns": due_ns})["expires_ns"] == due_ns
+
+
+@pytest.mark.parametrize(
+    "change", [{"grant": ""}, {"currency": "XXY"}, {"expires_ns": 0}, {"expires_ns": 2**63 - 1 + 1}, {"tenant": ""}]
+)
+def test_what_cannot_be_scheduled_is_refused(office: Office, change: dict[str, Any]) -> None:
+    body = {"tenant": "acme", "grant": "g1", "currency": "USD", "expires_ns": office.now_ns + 1}
+    with pytest.raises(InvoiceError) as caught:
+        office.do("prepaid.schedule", body | change)
+    assert caught.value.code == "field"
+    assert office.reader.execute("SELECT COUNT(*) FROM prepaid_expiry").fetchone() == (0,)

@@ -17,9 +17,18 @@ import threading
 import traceback
 import weakref
 from collections.abc import Coroutine
+from importlib.machinery import (
+    BYTECODE_SUFFIXES,
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    SourceFileLoader,
+    SourcelessFileLoader,
+)
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from gateway.engine.frames import Blob, FrameError, receive_frame, send_frame
 from gateway.engine.python_channel import Asked, Channel, read_tensors, write_tensors
@@ -54,10 +63,20 @@ def _limit(memory_bytes_max: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes_max, memory_bytes_max))
 
 
+class _Sources(SourceFileLoader):
+    """Compiles a source each time: a cache beside it is checked by nobody, and a version is never written to."""
+
+    def path_stats(self, path: object) -> NoReturn:
+        raise OSError("no cache")
+
+
 def _load(file: Path) -> Any:
     """The model's class."""
-    sys.path.insert(0, str(file.parent))
-    spec = importlib.util.spec_from_file_location("model", file)
+    folder = str(file.parent)
+    kinds = ((ExtensionFileLoader, EXTENSION_SUFFIXES), (_Sources, SOURCE_SUFFIXES))
+    sys.path_importer_cache[folder] = FileFinder(folder, *kinds, (SourcelessFileLoader, BYTECODE_SUFFIXES))
+    sys.path.insert(0, folder)
+    spec = importlib.util.spec_from_file_location("model", file, loader=_Sources("model", str(file)))
     assert spec is not None
     assert spec.loader is not None
     module: ModuleType = importlib.util.module_from_spec(spec)

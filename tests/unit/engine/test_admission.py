@@ -18,10 +18,11 @@ from model_repo.certificate import CERTIFICATE, GOLDEN
 from model_repo.config import parse_config
 from model_repo.errors import RepositoryError
 from model_repo.manifest import MANIFEST, file_sha256
+from model_repo.packing import pack
 from model_repo.release import RELEASE
 from model_repo.repository import find_model
 from model_repo.signing import create_key, parse_trusted
-from model_repo.store import change_release
+from model_repo.store import change_release, publish
 from tests.unit.engine.certified import CONFIG, FACTS, HERE, VNNI, Build, approve, publish_build, scale_onnx, stage
 from tests.unit.engine.making import EngineUnderTest, run_engine, write_model, write_python
 
@@ -398,3 +399,31 @@ def test_no_file_is_read_by_a_library_to_complete_its_configuration(rules: Rules
     (tmp_path / "repo" / "m" / "1" / "model.onnx").write_bytes(b"no model")
     refuse(tmp_path / "repo", "config.pbtxt: No such file", rules)
     refuse(tmp_path / "repo", "ONNX Runtime cannot load it")
+
+
+HELPED = """
+import helper
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        xs = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x * helper.FACTOR)]) for x in xs]
+"""
+
+
+def test_a_python_model_leaves_its_version_as_it_was_published(tmp_path: Path) -> None:
+    """It is loaded again and again, and no compiled form comes to lie beside it or is taken instead of it."""
+    root = tmp_path / "repo"
+    write_python(tmp_path / "made", "m", HELPED)
+    (tmp_path / "made" / "m" / "1" / "helper.py").write_text("FACTOR = 5")
+    text = (tmp_path / "made" / "m" / "config.pbtxt").read_text()
+    publish(root, "m", pack(tmp_path / "made" / "m" / "1", parse_config(text, name="m"), tmp_path / "staged"), text)
+    for _ in range(2):
+        serve(root, 5)
+        assert not list(root.rglob("__pycache__"))
+    shutil.rmtree(root / "m" / "1")
+    (root / "m" / "1" / "__pycache__").mkdir(parents=True)
+    shutil.copytree(tmp_path / "staged", root / "m" / "1", dirs_exist_ok=True)
+    refuse(root, "__pycache__: is no regular file")

@@ -18,7 +18,7 @@ ITEM_SHAPE: Final = "BATCH_ITEM_SHAPE"
 ITEM_SHAPE_FLATTEN: Final = "BATCH_ITEM_SHAPE_FLATTEN"
 #: By their numbers in inference.DataType: what Triton knows here.
 _TYPES: Final = {11: "FP32", 8: "INT32"}
-_TENSORS_MAX: Final = 64
+BATCH_INPUTS_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +53,8 @@ def read_batch_inputs(message: Any, inputs: Sequence[str], platform: str) -> tup
         _check_place("batch_input", message, platform)
     made = tuple(_batch_input(one, inputs) for one in message.batch_input)
     names = [one.name for one in made]
-    if len(made) > _TENSORS_MAX or len({*names, *inputs}) != len(names) + len(inputs):
-        raise ConfigError(f"batch_input: there are more than {_TENSORS_MAX}, or two have the same target_name")
+    if len(made) > BATCH_INPUTS_MAX or len({*names, *inputs}) != len(names) + len(inputs):
+        raise ConfigError(f"batch_input: there are more than {BATCH_INPUTS_MAX}, or two have the same target_name")
     return made
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final, Protocol, TypeVar
 
 #: Tenants without a work in the queue that are remembered, at most; each only while it is ahead of others.
-_SHARES_MAX: Final = 4096
+SHARES_MAX: Final = 4096
 
 
 class Turned(Protocol):
@@ -56,12 +56,17 @@ class Turns:
         #: Shares with works in the queue: from 2 on the queue may be in another order than age.
         self.waiting = 0
 
+    @property
+    def remembered(self) -> int:
+        """Shares that are kept, those without a work in the queue included."""
+        return len(self._shares)
+
     def join(self, work: Turned) -> None:
         """Give a work that enters the queue its turn."""
         key = (work.rank, work.tenant)
         share = self._shares.get(key)
         if share is None:
-            if len(self._shares) >= _SHARES_MAX:
+            if len(self._shares) >= SHARES_MAX:
                 self._shares = {known: one for known, one in self._shares.items() if one.waiting}
             share = self._shares[key] = _Share()
         passed = self._passed.get(work.rank, 0)

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.clock import FakeClock
 from gateway.engine.context import Context
-from gateway.engine.fairness import Turns, find_room
+from gateway.engine.fairness import SHARES_MAX, Turns, find_room
 from gateway.engine.plan import Dispatch, PlanConfig, WaitUntil, plan
 from gateway.engine.queue_limits import Levels, QueueLimits
 from gateway.errors import Code
@@ -254,3 +254,21 @@ def test_equal_floods_end_with_equal_shares() -> None:
         await drain(bench)
 
     asyncio.run(main())
+
+
+def test_tenants_that_have_left_are_forgotten_in_time() -> None:
+    """Each is remembered as long as it is ahead, and only so many: a queue that never empties does not grow."""
+    turns = Turns()
+    stays, _ = new_work(1, tenant=b"stays")
+    turns.join(stays)
+    for number in range(SHARES_MAX + 10):
+        work, _ = new_work(1, tenant=b"%d" % number)
+        turns.join(work)
+        turns.serve([work])
+        assert turns.remembered <= SHARES_MAX
+        if number == SHARES_MAX - 2:
+            assert turns.remembered == SHARES_MAX
+    assert (turns.remembered, turns.waiting) == (11 + 1, 1)
+    again, _ = new_work(1, tenant=b"stays")
+    turns.join(again)
+    assert again.turn > stays.turn, "who waits is never forgotten"

@@ -19,7 +19,7 @@ from gateway.errors import Code, TollwayError
 from model_repo.config import parse_config
 from model_repo.errors import ConfigError
 from model_repo.onnx_builder import Node, Value, Weight, encode_model
-from model_repo.ragged import BatchInput
+from model_repo.ragged import BATCH_INPUTS_MAX, BatchInput
 from tests.unit.engine.making import EngineUnderTest, config_text, run_engine, write_model, write_python
 
 KINDS = (
@@ -287,6 +287,16 @@ def test_what_would_have_no_effect_is_refused_by_name(old: str, new: str, reason
     assert old in GOOD
     with pytest.raises(ConfigError, match=reason):
         parse_config(GOOD.replace(old, new), name="m")
+
+
+def test_batch_inputs_are_bounded() -> None:
+    def text(count: int) -> str:
+        extra = "".join(batch_input(KINDS[0], f"i{number}") for number in range(count))
+        return ragged_config("m", [("y", "FP32", (1,))], extra)
+
+    assert len(parse_config(text(BATCH_INPUTS_MAX), name="m").batch_inputs) == BATCH_INPUTS_MAX
+    with pytest.raises(ConfigError, match="more than 64"):
+        parse_config(text(BATCH_INPUTS_MAX + 1), name="m")
 
 
 @pytest.mark.parametrize(

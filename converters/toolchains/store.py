@@ -141,7 +141,9 @@ def install(toolchain: Toolchain, root: Path, progress: Progress, locks: Path = 
             return found
         sha256 = hashlib.sha256(read_locks(toolchain, locks)).hexdigest()
         folder = root / f"{toolchain.name}-{sha256[:16]}"
-        shutil.rmtree(folder, ignore_errors=True)
+        # What an installation that was killed left: the lock says that none is under way.
+        for left in (folder, *root.glob(f".making-{toolchain.name}-*")):
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(prefix=f".making-{toolchain.name}-", dir=root) as made:
             build = _make(toolchain, Path(made) / "venv", locks, progress)
             _stamp(Path(made) / "venv", toolchain.name, sha256, build)

@@ -137,12 +137,12 @@ class Module(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None, 6], tf.float32, name="x")])
     def __call__(self, x):
         return {"y": tf.nn.tanh(x @ self.w), "sum": tf.reduce_sum(x, 1)}
+class Reading(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None, 6], tf.float32, name="x")])
-    def reading(self, x):
+    def __call__(self, x):
         return {"y": x + tf.cast(tf.strings.length(tf.io.read_file("secret")), tf.float32)}
-module = Module()
-tf.saved_model.save(module, "saved", signatures=module.__call__)
-tf.saved_model.save(module, "reading", signatures=module.reading)
+for name, module in (("saved", Module()), ("reading", Reading())):
+    tf.saved_model.save(module, name, signatures=module.__call__)
 open("net.tflite", "wb").write(tf.lite.TFLiteConverter.from_keras_model(model).convert())
 """
 

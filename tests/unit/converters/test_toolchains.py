@@ -71,6 +71,9 @@ def test_a_build_with_another_hash_is_passed_over_and_the_right_one_is_installed
     (locks / "tiny.full.lock").write_text(f"tollway-tiny==1.0 \\\n    --hash=sha256:{sha256}\n")
     steps: list[str] = []
     root = tmp_path / "root"
+    # Of an installation that was killed, and of an older lock.
+    for left in (".making-tiny-killed", "tiny-0000000000000000"):
+        (root / left / "venv").mkdir(parents=True)
     made = install(TINY, root, lambda step, done, total: steps.append(step), locks)
     assert made.build == "full"
     assert "fetch tollway_tiny" in steps

@@ -27,9 +27,10 @@ def ratios_of(
         found["faults_tried"], found["honest_tried"] = len(selftest["faults"]), len(selftest["honest"])
         found["faults_caught"] = selftest["caught"] / max(1, len(selftest["faults"]))
         found["false_alarms"] = selftest["false_alarms"]
-    timed = [one for one in models if one["comparison"] is not None]
+    timed = [one["comparison"] for one in models if one["comparison"] is not None]
     if timed:
-        found["selected_vs_fp32"] = max(one["comparison"]["ratio"] for one in timed)
+        # The source itself is as fast as itself.
+        found["selected_vs_fp32"] = max(1.0 if one["is_source"] else one["ratio"] for one in timed)
     showcases = [one for one in models if one["kind"] == "showcase"]
     if showcases:
         fast = [one for one in showcases if one["comparison"] and one["comparison"]["speedup"] >= FASTER]
@@ -98,7 +99,10 @@ def _model_lines(models: Sequence[Mapping[str, Any]]) -> list[str]:
         shown = ("–", "–", "–") if times is None else _times(times)
         size = f"{chosen['size_bytes'] / one['source_bytes']:.2f}" if chosen else "–"
         refused = ", ".join(f"{v['engine']} {v['precision']}" for v in one["variants"] if v["status"] == "refused")
-        cells = (one["name"], one["selected"] or "none", *shown, size, _error(chosen), refused)
+        selected = one["selected"] or "none"
+        if times is not None and times["is_source"]:
+            selected += " (the source as it is)"
+        cells = (one["name"], selected, *shown, size, _error(chosen), refused)
         lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", "Size is a share of the source's. Error: the worst output's relative RMS error where judged."]
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
-from loadtests.converters_bench import join
+from loadtests.converters_bench import is_same_graph, join
 from loadtests.converters_cases import generated_cases, showcase_cases
 from loadtests.converters_models import MODELS, rows_of
 from loadtests.converters_report import TARGETS, as_markdown, build_document, ratios_of
@@ -24,10 +25,12 @@ FACTS = {
 }
 
 
-def a_model(name: str, kind: str, ratio: float | None) -> dict[str, Any]:
+def a_model(name: str, kind: str, ratio: float | None, *, is_source: bool = False) -> dict[str, Any]:
     figures = {"y": {"rms_rel": 0.01}}
     variant = {"engine": "onnxruntime", "precision": "int8", "status": "selected", "size_bytes": 250, "reason": ""}
-    times = None if ratio is None else {"fp32_ms": 2.0, "selected_ms": 2 * ratio, "ratio": ratio, "speedup": 1 / ratio}
+    times: dict[str, Any] | None = None
+    if ratio is not None:
+        times = {"fp32_ms": 2.0, "selected_ms": 2 * ratio, "ratio": ratio, "speedup": 1 / ratio, "is_source": is_source}
     return {
         "name": name,
         "kind": kind,
@@ -73,6 +76,21 @@ def test_each_target_can_be_missed(key: str, changes: dict[str, Any]) -> None:
     assert made["targets"][key]["is_met"] is False
     assert f"`{key}`" in as_markdown(made)
     assert "**fail**" in as_markdown(made)
+
+
+def test_the_source_itself_is_as_fast_as_itself_whatever_the_noise(tmp_path: Path) -> None:
+    made = document(models=[a_model("a", "generated", 1.04, is_source=True), a_model("b", "generated", 1.01)])
+    assert made["ratios"]["selected_vs_fp32"] == 1.01
+    assert "(the source as it is)" in as_markdown(made)
+    (tmp_path / "a.onnx").write_bytes(MODELS["tiny"][0]())
+    copy = onnx.load(str(tmp_path / "a.onnx"))
+    copy.graph.name = "another"
+    onnx.save(copy, str(tmp_path / "b.onnx"))
+    assert is_same_graph(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    copy.graph.node[0].name = "another"
+    onnx.save(copy, str(tmp_path / "b.onnx"))
+    assert not is_same_graph(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    assert not is_same_graph(tmp_path / "a.onnx", tmp_path / "model.xml")
 
 
 def test_what_was_not_measured_is_neither_met_nor_missed() -> None:

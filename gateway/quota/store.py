@@ -42,7 +42,7 @@ OnDecision = Callable[[Decision], None]
 
 
 class QuotaStore(Protocol):
-    """Chosen by URL: `memory://` (one owner process over a unix socket), later `redis://`."""
+    """One per worker, over the socket of its owner process, whatever `quota_store` has that one ask."""
 
     def admit(self, tenant: Tenant, plan: Plan, on_decision: OnDecision) -> Decision | None:
         """Decide about one call of `tenant`. None: `on_decision` gets the decision, exactly once, never re-entrantly.

@@ -370,6 +370,7 @@ class World:
         for _ in range(3):
             self.clock.advance(2 * S)
             for host in self.hosts:
+                host.come_back()
                 host.retry(is_final=True)
                 for worker in host.workers:
                     while worker.answers:

@@ -1,4 +1,4 @@
-"""`python -m loadtests.billing_bench [--quick] [--folder DIR] [--out DIR] [--json]`: what money costs.
+"""`python -m loadtests.billing_bench [--quick] [--rounds N] [--folder DIR] [--out DIR] [--json]`: what money costs.
 
 Exit code 1 when a measurement failed, 2 when a store's server is missing; a missed target alone is no failure. Report:
 loadtests/reports/billing-latest.{json,md}, with --quick .cache/bench/billing-quick.{json,md}.
@@ -54,6 +54,11 @@ def other_figures(problems: list[str], say: Callable[[str], None]) -> dict[str, 
     return figures
 
 
+def _command(*, is_quick: bool, rounds: int | None) -> str:
+    arguments = [*(["--quick"] if is_quick else []), *([f"--rounds {rounds}"] if rounds else [])]
+    return "make bench-billing" + (f" ARGS='{' '.join(arguments)}'" if arguments else "")
+
+
 def _say(text: str) -> None:
     print(text, flush=True)
 
@@ -66,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments, measure, write the report."""
     parser = argparse.ArgumentParser(prog="python -m loadtests.billing_bench")
     parser.add_argument("--quick", action="store_true", help="one short round: whether it works, not for quoting")
+    parser.add_argument("--rounds", type=int, choices=range(1, 51), metavar="N", help=f"default {_ROUNDS}")
     parser.add_argument("--folder", type=Path, help="where ledgers are written; its file system decides the figures")
     parser.add_argument("--out", type=Path, help="where the report goes")
     parser.add_argument("--json", action="store_true", help="the report on standard output")
@@ -74,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(dir=options.folder))
     facts = {
         "date_utc": utc_now(),
-        "command": "make bench-billing" + (" ARGS=--quick" if options.quick else ""),
+        "command": _command(is_quick=options.quick, rounds=options.rounds),
         "machine": machine_facts(),
         "git": git_state(_ROOT),
         "file_system": file_system_of(folder),
@@ -83,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         folder.chmod(0o755)
         rounds, calls = (_QUICK_ROUNDS, _QUICK_CALLS) if options.quick else (_ROUNDS, _CALLS)
-        stores, problems = run(folder, rounds, calls, say)
+        stores, problems = run(folder, options.rounds or rounds, calls, say)
     finally:
         shutil.rmtree(folder)
     document = build_document(facts, stores, other_figures(problems, say), problems)

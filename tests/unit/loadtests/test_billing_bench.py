@@ -101,8 +101,13 @@ def test_failing_run_is_a_problem_and_the_other_store_is_measured(
 
 
 def test_a_run_that_cannot_be_says_what_it_was_told(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match=r"posting on stone failed: .*invalid choice"):
+    with pytest.raises(BenchError, match=r"(?s)posting on stone failed: .*invalid choice"):
         run_posting(Path(billing_bench.__file__).parent.parent, tmp_path, "stone", 10)
+
+
+def test_report_names_the_command_as_it_was_given() -> None:
+    assert billing_bench._command(is_quick=False, rounds=None) == "make bench-billing"
+    assert billing_bench._command(is_quick=True, rounds=3) == "make bench-billing ARGS='--quick --rounds 3'"
 
 
 def test_measured_run_posts_every_call_and_counts_growth_of_the_ledger(tmp_path: Path) -> None:

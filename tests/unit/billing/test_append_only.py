@@ -44,6 +44,9 @@ def closed(db: sqlite3.Connection, tmp_path: Path) -> sqlite3.Connection:
         funded = Transfer("top", "acme", "single", 5, "cash:psp:bank", "contract_liability:prepaid:acme", "USD")
         held = Transfer("hold", "acme", "pending", 5, funded.credit, "revenue:breakage", "USD")
         assert [one.tx_id > 0 for one in transfer(journal, [funded, held], 6)] == [True, False]
+        journal.execute("INSERT INTO top_up VALUES ('t', 'acme', 'USD', 5, 'manual', 'bank', 6)")
+        journal.execute("INSERT INTO top_up_step VALUES ('t', 1, 'succeeded', 'r', 5, '', 6, 1)")
+        journal.execute("INSERT INTO top_up_booked VALUES ('bank', 'r', 't')")
         close_period(journal, 7, 7)
     ledger.close()
     return db

@@ -27,7 +27,7 @@ from converters.origin import Origin, anchor, extra_cases, write_cases
 from converters.probe import Probe, probe_onnx
 from converters.report import describe
 from converters.samples import Data, make_case, read_data
-from converters.select import PLAIN, Candidate, Choice, cost, select
+from converters.select import PLAIN, Candidate, Choice, cost, is_worth_it, select
 from converters.signature import Signature, read_signature
 from converters.variants import Variant, build_variant
 from converters.verify import Answers, answer_all, observe, open_moved, verify
@@ -145,17 +145,20 @@ def build(
     )
     choice = _choose(good, speeds, job)
     report["plain"] = [speed.to_json() for speed in speeds[PLAIN]]
-    if choice.selected is not None:
+    is_same = choice.selected == "onnxruntime-fp32" and not is_worth_it(
+        speeds["onnxruntime-fp32"], speeds[PLAIN], job.optimize
+    )
+    given = _as_given(good, speeds[PLAIN], read, job, work) if choice.selected is None or is_same else None
+    if given is not None:
+        chosen, own, speedup = given, speeds[PLAIN], 1.0
+    elif choice.selected is not None:
         chosen = next((outcome, variant) for outcome, variant in good if outcome.key == choice.selected)
         own, speedup = speeds[choice.selected], choice.speedup
     else:
-        given = _as_given(good, speeds[PLAIN], read, job, work)
-        if given is None:
-            report["variants"] = [one.to_json() for one in outcomes]
-            _write_report(work, report)
-            text = "every variant was refused: " + "; ".join(f"{key}: {why}" for key, why in choice.refused.items())
-            raise VerificationFailed("not_faster", text, next_step="ask for onnxruntime fp32 too")
-        chosen, own, speedup = given, speeds[PLAIN], 1.0
+        report["variants"] = [one.to_json() for one in outcomes]
+        _write_report(work, report)
+        text = "every variant was refused: " + "; ".join(f"{key}: {why}" for key, why in choice.refused.items())
+        raise VerificationFailed("not_faster", text, next_step="ask for onnxruntime fp32 too")
     report.update(selected=chosen[0].key, speedup=round(speedup, 3))
     report["variants"] = [one.to_json() for one in outcomes]
     costs = {outcome.key: cost(speeds[outcome.key], job.optimize) for outcome, _ in good}

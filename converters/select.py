@@ -67,6 +67,14 @@ def cost(speeds: Sequence[Speed], optimize: str) -> float:
     return float(speeds[0].median_ns)
 
 
+def is_worth_it(speeds: Sequence[Speed], plain: Sequence[Speed], optimize: str) -> bool:
+    """Faster than the plain source by more than is lost in noise: else the source itself is the better one to serve."""
+    return (
+        cost(speeds, optimize) * PLAIN_SHARE_MAX <= cost(plain, optimize)
+        and _share_won(speeds, plain) >= ROUNDS_WON_MIN
+    )
+
+
 def _is_surely_slower(speeds: Sequence[Speed], base: Sequence[Speed]) -> bool:
     """It loses the rounds too. Without rounds the medians decide."""
     has_rounds = any(speed.means_ns for speed in speeds)

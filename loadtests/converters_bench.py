@@ -136,7 +136,7 @@ def _file_of(version: Path) -> Path:
 
 def measure_cached(folder: Path, times: int) -> dict[str, Any]:
     """A model is converted, then again `times` times."""
-    case = next(iter(generated_cases(folder / "sources", names=("mlp",))))
+    case = next(iter(generated_cases(folder / "sources", names=("tiny",))))
     convert(case, folder)
     walls, cpus = [], []
     for _ in range(times):

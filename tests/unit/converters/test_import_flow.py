@@ -22,6 +22,8 @@ from converters.toolchains.store import STAMP, read_locks
 from model_repo.certificate import read_certificate
 from model_repo.config import parse_config
 
+#: Five children one after the other, each of which loads its libraries; on a machine that is busy that takes long.
+pytestmark = pytest.mark.timeout(900)
 #: What the importer of LightGBM needs of the library. A file's second line says how it misbehaves.
 STAND_IN = """
 import json

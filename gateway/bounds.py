@@ -51,6 +51,8 @@ class Bound:
     reserved = 0
     rows_max = 0
     is_open = False
+    #: The wallet was asked and has not answered: `on_funds` will come.
+    is_waiting = False
 
     def __init__(self, call: Bounded, ticket: Ticket) -> None:
         self.call = call
@@ -92,7 +94,9 @@ class Bound:
             return True
         self.most = most
         refusal = funds.ask(purse, most, call.arrival_ns, call.on_funds)
-        if refusal is not None:
+        if refusal is None:
+            self.is_waiting = True
+        else:
             call.refuse(refusal)
         return False
 

@@ -391,15 +391,16 @@ class LiveCall(CallState):
         """The wallet was asked. Too late: what is reserved is given back."""
         bound = self.bound
         assert bound is not None
-        if refusal is not None:
+        bound.is_waiting = False
+        if refusal is None:
+            bound.take()
             if self.stage == DECIDING:
-                self.refuse(refusal)
-            return
-        bound.take()
-        if self.stage == DECIDING:
-            self.admit()
-        else:
+                self.admit()
+                return
             bound.settle(0)
+        elif self.stage == DECIDING:
+            self.refuse(refusal)
+        self.bound = None
 
     def on_decision(self, decision: Decision) -> None:
         """Granted: go on. Refused: say which limit. Too late: give the grant back uncounted."""
@@ -852,8 +853,12 @@ class LiveCall(CallState):
             self.endpoint.outstanding -= 1
         if self.grant is not None and gateway.quota is not None:
             gateway.quota.release(self.grant, is_counted=is_counted)
-        if self.bound is not None and self.bound.reserved:
-            self.bound.settle(0)
+        bound = self.bound
+        if bound is not None:
+            if bound.reserved:
+                bound.settle(0)
+            if not bound.is_waiting:
+                self.bound = None  # no cycle here either
         duration_ns = gateway.monotonic_ns() - self.arrival_ns
         protocol = "grpc" if self.exchange.head.is_grpc else "http"
         code = "ok" if self.code is None else self.code.value

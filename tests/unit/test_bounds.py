@@ -1,5 +1,7 @@
 """Calls whose price is bounded: paid by a wallet, or held to the most that their caller named."""
 
+import gc
+import weakref
 from typing import Any
 
 import msgspec
@@ -317,3 +319,28 @@ def test_an_empty_wallet_and_a_limit_are_told_in_grpc_s_words() -> None:
         (b"8", b"insufficient_funds"),
         (b"9", b"max_cost_exceeded"),
     ]
+
+
+@pytest.mark.parametrize("end", ["answered", "refused", "waited", "left"])
+def test_a_bounded_call_is_freed_by_its_count(end: str) -> None:
+    """A cycle of call and bound would leave every prepaid call to the collector."""
+    till = Till(0 if end == "refused" else 10, is_slow=end in {"waited", "left"})
+    exchange = till.begin(till.head(length=len(JSON)))
+    call = weakref.ref(exchange.call) if exchange.call is not None else None
+    assert (call is None) == (end == "refused")
+    gc.disable()
+    try:
+        if end != "refused":
+            till.gateway.on_body(exchange, JSON)
+            till.gateway.on_end(exchange)
+        if end == "left":
+            till.gateway.on_abort(exchange)
+        if isinstance(till.funds, SlowFunds):
+            till.funds.answer()
+        if end in {"answered", "waited"}:
+            till.answer(till.pool.requests[0])
+            till.log.sync()
+            till.pool.requests.clear()
+        assert call is None or call() is None
+    finally:
+        gc.enable()

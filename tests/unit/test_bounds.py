@@ -58,8 +58,7 @@ class Till(World):
 
     def __init__(self, funds: int = 0, pricing: str = "prepaid", *, is_slow: bool = False, **more: Any) -> None:
         super().__init__(**more)
-        for name in BOOK.models:
-            self.endpoint.catalogue[name] = {"1": True}
+        self.endpoint.catalogue = {name: {"1": True} for name in ("rows", *BOOK.models)}
         plan = Plan(name="payg", version=1, pricing=pricing)
         book = msgspec.structs.replace(snapshot(), plans=(plan,), prices=BOOK)
         self.gateway.policy = Policy(

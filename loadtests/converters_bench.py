@@ -197,7 +197,8 @@ def join(files: Sequence[Path]) -> tuple[Results, list[dict[str, Any]]]:
     results, origins = Results(), []
     for path in files:
         document = json.loads(path.read_bytes())
-        origins.append({key: document[key] for key in ("date_utc", "command", "git")})
+        command = " ".join(_portable(word) for word in document["command"].split(" "))
+        origins.append({"date_utc": document["date_utc"], "command": command, "git": document["git"]})
         known = {one["name"] for one in results.models}
         again = known & {one["name"] for one in document["models"]}
         for key in ("selftest", "cached"):
@@ -218,8 +219,13 @@ def _facts(arguments: Sequence[str]) -> dict[str, Any]:
         "machine": machine_facts(),
         "tools": {name: _version(name) for name in ("onnxruntime", "openvino", "onnx", "onnxslim")},
         "git": git_state(_ROOT),
-        "command": " ".join(["python -m loadtests.converters_bench", *arguments]),
+        "command": " ".join(["python -m loadtests.converters_bench", *(_portable(word) for word in arguments)]),
     }
+
+
+def _portable(word: str) -> str:
+    """No place of this machine in a report that is committed."""
+    return Path(word).name if word.startswith("/") else word
 
 
 def _version(package: str) -> str:

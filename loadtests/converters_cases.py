@@ -78,4 +78,24 @@ def showcase_cases(root: Path, folder: Path) -> tuple[list[Case], dict[str, str]
             continue
         precise = ("--precision", "fp32,fp16", *options)
         cases.append(Case(name=name, kind="showcase", source=source, options=precise, feeds=feeds, budget=_STRICT))
+    made = root / ".cache" / "showcases"
+    source, data = made / "plain" / "text_network" / "1" / "model.onnx", made / "data" / "text_network.npz"
+    if source.is_file() and data.is_file():
+        cases.append(_text_case(source, data, noise))
+    else:
+        absent["text_network"] = "not built here: tollway models build sentence_embedding"
     return cases, absent
+
+
+def _text_case(source: Path, data: Path, noise: np.random.Generator) -> Case:
+    """Timed with one sentence of 32 tokens."""
+    options = ("--to", "onnxruntime", "--precision", "fp32,int8_dynamic", "--budget", "int8_dynamic=1.5")
+    return Case(
+        name="text_network",
+        kind="showcase",
+        source=source,
+        options=(*options, "--dim", "tokens=8..64", "--batch-max", "4"),
+        feeds={"IDS": noise.integers(1_000, 30_000, (1, 32)), "MASK": np.ones((1, 32), np.int64)},
+        budget=f"{_STRICT}; int8_dynamic on unseen sentences: relative RMS error at most 0.12, cosine at least 0.9925",
+        data=data,
+    )

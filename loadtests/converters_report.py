@@ -30,7 +30,7 @@ def ratios_of(
     timed = [one["comparison"] for one in models if one["comparison"] is not None]
     if timed:
         # The source itself is as fast as itself.
-        found["selected_vs_fp32"] = max(1.0 if one["is_source"] else one["ratio"] for one in timed)
+        found["selected_vs_fp32"] = max(1.0 if one.get("is_source") else one["ratio"] for one in timed)
     showcases = [one for one in models if one["kind"] == "showcase"]
     if showcases:
         fast = [one for one in showcases if one["comparison"] and one["comparison"]["speedup"] >= FASTER]
@@ -100,7 +100,7 @@ def _model_lines(models: Sequence[Mapping[str, Any]]) -> list[str]:
         size = f"{chosen['size_bytes'] / one['source_bytes']:.2f}" if chosen else "–"
         refused = ", ".join(f"{v['engine']} {v['precision']}" for v in one["variants"] if v["status"] == "refused")
         selected = one["selected"] or "none"
-        if times is not None and times["is_source"]:
+        if times is not None and times.get("is_source"):
             selected += " (the source as it is)"
         cells = (one["name"], selected, *shown, size, _error(chosen), refused)
         lines.append(f"| {' | '.join(cells)} |")

@@ -167,7 +167,14 @@ def test_a_file_runs_with_the_inputs_that_are_timed(tmp_path: Path) -> None:
 def test_cases_name_what_is_not_built(tmp_path: Path) -> None:
     cases, absent = showcase_cases(tmp_path, tmp_path)
     assert cases == []
-    assert set(absent) >= {"voice_network", "ocr_angle", "ocr_detect"}
+    assert set(absent) == {"voice_network", "ocr_angle", "ocr_detect", "text_network"}
+    built = tmp_path / ".cache" / "showcases"
+    for path in (built / "plain" / "text_network" / "1" / "model.onnx", built / "data" / "text_network.npz"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (found,), absent = showcase_cases(tmp_path, tmp_path)
+    assert (found.name, found.data) == ("text_network", path)
+    assert "text_network" not in absent
     made = generated_cases(tmp_path / "sources", names=("tiny",))
     assert made[0].source.is_file()
     assert made[0].data is not None

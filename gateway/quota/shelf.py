@@ -306,6 +306,7 @@ class Shelf:
         """A new owner is there: what it must know. What was void may be asked for again."""
         # Given back while nobody was there: the new owner never counted it.
         self.returns.clear()
+        self.shed = 0
         if self.plan.store_down != "lease" and not self.is_unlimited:
             if self.plan.concurrency is not None:
                 self.slots = self.in_flight

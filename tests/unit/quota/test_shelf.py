@@ -113,3 +113,17 @@ def test_what_is_given_back_without_an_owner_is_not_told_to_the_next_one() -> No
         shelf.put_back(shelf.lease, 1)
         assert shelf.renew(1).in_flight == 0
         assert not shelf.take_returns(slots_kept=64, is_all=False)
+
+
+def test_slots_freed_between_two_owners_are_not_returned_to_the_second() -> None:
+    """Under the first new owner the worker drains; what ends before the next one's hello was never told to it."""
+    shelf = Shelf("acme", plan_of(concurrency=2), 0)
+    shelf.waiters.append(ignore)
+    assert shelf.take_ask(0) is not None
+    shelf.take_answer(answer_of(calls=1, slots=1, expires_ns=TTL_NS), 0, WALL_NS)
+    for is_over in (False, True):
+        shelf.give_up()
+        if is_over:
+            shelf.end_call()
+        assert shelf.renew(1).slots == 1 - is_over
+    assert shelf.take_returns(slots_kept=0, is_all=False) == []

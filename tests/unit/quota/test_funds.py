@@ -138,7 +138,7 @@ class Rig:
 
 def run(tmp_path: Path, scenario: Callable[[Rig], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with AsyncExitStack() as stack, asyncio.timeout(30):
+        async with AsyncExitStack() as stack, asyncio.timeout(120):
             await scenario(Rig(tmp_path, stack))
         await asyncio.sleep(0)  # closed transports let go of their sockets
 

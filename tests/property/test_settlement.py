@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from billing.credit_store import burns_of, holdings
 from billing.invoices.store import pending_items
 from billing.plans import PlanCharge, PlanTerms
-from billing.settlement import find_run, month_usage
+from billing.settlement import find_run
+from billing.tally import month_usage
 from billing.tiers import Rate, Tier
 from tests.unit.billing.invoices.office import DAY_NS, MONTH_END_NS, Office, open_office
 from tests.unit.billing.making import T0_NS

@@ -9,6 +9,7 @@ import pytest
 
 from billing.events import Reason
 from billing.rating import Price, PriceBook, compile_book
+from gateway import pipeline
 from gateway.auth.keyring import Keyring
 from gateway.errors import Code, Refusal
 from gateway.quota.funds import OnFunds, Purse
@@ -323,6 +324,8 @@ def test_an_empty_wallet_and_a_limit_are_told_in_grpc_s_words() -> None:
 @pytest.mark.parametrize("end", ["answered", "refused", "waited", "left"])
 def test_a_bounded_call_is_freed_by_its_count(end: str) -> None:
     """A cycle of call and bound would leave every prepaid call to the collector."""
+    if (pipeline.__file__ or "").endswith(".so"):
+        pytest.skip("objects of a compiled module take no weak references")
     till = Till(0 if end == "refused" else 10, is_slow=end in {"waited", "left"})
     exchange = till.begin(till.head(length=len(JSON)))
     call = weakref.ref(exchange.call) if exchange.call is not None else None

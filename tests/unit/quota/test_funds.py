@@ -413,6 +413,8 @@ def test_a_frame_that_cannot_be_read_is_a_protocol_error(payload: bytes) -> None
 
 
 def test_wallets_and_waiting_calls_have_a_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if (funds_client.__file__ or "").endswith(".so"):
+        pytest.skip("the constants of a compiled module cannot be replaced")
     assert (PURSES_MAX, WAITING_CALLS_MAX) == (100_000, 20_000)
     monkeypatch.setattr(funds_client, "PURSES_MAX", 3)
     monkeypatch.setattr(funds_client, "WAITING_CALLS_MAX", 3)

@@ -414,4 +414,4 @@ def test_files_are_private_and_nothing_stays_open(tmp_path: Path) -> None:
         for end in ends_of(read_all(reader)):
             reader.ack(end.instance, end.epoch, end.last_seq)
         reader.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before

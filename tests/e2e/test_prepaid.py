@@ -132,8 +132,10 @@ def test_calls_stop_when_the_wallet_is_empty_and_go_on_after_a_top_up(tollway: T
     assert (answered, refused.status_code, refused.json()["code"]) == (7, 402, "insufficient_funds")
     assert at_rest(tollway, "exact").balance_nanos == 0
     top_up(tollway, "exact", 2, "second")
-    tollway.wait(lambda: infer(tollway, key).status_code == 200, "the top-up to work")
-    assert call_until_refused(tollway, key)[0] == 1
+    # Each worker may have been told "too little" just now, and then asks again a little later.
+    for _ in range(2):
+        tollway.wait(lambda: infer(tollway, key).status_code == 200, "the top-up to work")
+    assert call_until_refused(tollway, key)[0] == 0
     assert at_rest(tollway, "exact").balance_nanos == 0
     assert len(posted_calls(tollway, "exact")) == 9
 

@@ -191,7 +191,7 @@ def test_claims_that_a_full_disk_stopped_leave_nothing_behind_when_it_recovers(
         broken.setattr(os, fault, full)
         for number in range(CLAIMS_MAX + 1):
             assert begin(store, b"k%d" % number) is BROKEN
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before
     claimed(store, b"k0").end()
     served(store, key=b"k1")
     assert isinstance(begin(ReplayStore(tmp_path / "replay"), b"k1"), Stored)

@@ -121,7 +121,7 @@ def test_release_may_be_called_at_any_time_and_leaves_nothing_open(tmp_path: Pat
         again.prepare()
         again.release()
         again.release()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_failed_prepare_can_be_released_and_tried_again(tmp_path: Path) -> None:

@@ -318,7 +318,7 @@ def test_loading_and_unloading_leaves_nothing_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(10):
         run_engine(tmp_path, test=nothing)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_the_request_parameter_priority_reaches_the_queue(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_the_kernel_tells_of_a_file_that_cannot_be_synced(tmp_path: Path) -> Non
         descriptors = len(os.listdir("/proc/self/fd"))
         with pytest.raises(OSError, match="Invalid argument"):
             make_kernel_sync(writer, loop, print)
-        assert len(os.listdir("/proc/self/fd")) == descriptors, "nothing is left open"
+        assert len(os.listdir("/proc/self/fd")) <= descriptors, "nothing is left open"
         os.close(reader)
         os.close(writer)
         with pytest.raises(OSError, match="Bad file descriptor"):

@@ -201,4 +201,4 @@ def test_nothing_is_left_open_after_many_logs(tmp_path: Path) -> None:
     threads, handles = threading.active_count(), len(os.listdir("/proc/self/fd"))
     asyncio.run(main())
     assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == handles
+    assert len(os.listdir("/proc/self/fd")) <= handles

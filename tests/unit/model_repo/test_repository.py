@@ -122,4 +122,4 @@ def test_no_descriptor_stays_open(tmp_path: Path) -> None:
         find_member(folder, "1", "model.onnx")
         with pytest.raises(RepositoryError):
             read_member(folder, "1", bytes_max=10)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -86,12 +86,13 @@ def test_a_full_disk_loses_lines_not_calls() -> None:
 
 
 def test_no_descriptor_and_no_thread_is_left(tmp_path: Path) -> None:
-    before = (len(os.listdir("/proc/self/fd")), threading.active_count())
+    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(50):
         log = CallLog(tmp_path / "calls.jsonl", Later())
         log.write(b"x\n")
         log.close()
-    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
+    assert threading.active_count() <= threads
 
 
 def test_a_full_file_is_put_aside_and_a_few_are_kept(tmp_path: Path) -> None:

@@ -187,7 +187,9 @@ class Worker:
     def _open_relay(self) -> Relay:
         """Control connects to when first asked; while it is away, self-service answers 503 and calls go on."""
         settings = self.settings
-        pool = H1UpstreamPool(parse_address(f"unix://{settings.self_service_socket}"), settings.limits, self.loop)
+        pool = H1UpstreamPool(
+            parse_address(f"unix://{settings.self_service_socket.absolute()}"), settings.limits, self.loop
+        )
         control = Endpoint(name="control", models=None, http=pool, grpc=None, is_trusted=False, is_up=True, reason="")
         return Relay(control)
 

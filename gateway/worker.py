@@ -187,9 +187,7 @@ class Worker:
     def _open_relay(self) -> Relay:
         """Control connects to when first asked; while it is away, self-service answers 503 and calls go on."""
         settings = self.settings
-        pool = H1UpstreamPool(
-            parse_address(f"unix://{settings.self_service_socket.absolute()}"), settings.limits, self.loop
-        )
+        pool = H1UpstreamPool(parse_address(self_service_address(settings)), settings.limits, self.loop)
         control = Endpoint(name="control", models=None, http=pool, grpc=None, is_trusted=False, is_up=True, reason="")
         return Relay(control)
 
@@ -330,6 +328,11 @@ def resident_bytes() -> int:
     """Resident set size of this process (Linux)."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGESIZE")
+
+
+def self_service_address(settings: Settings) -> str:
+    """Where control answers `/me`; a whole path, though the data directory may be a relative one."""
+    return f"unix://{settings.self_service_socket.absolute()}"
 
 
 async def serve(settings: Settings, index: int, generation: int, fds: Sequence[int], ready_fd: int) -> None:

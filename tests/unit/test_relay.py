@@ -1,15 +1,19 @@
 """Self-service relayed by workers: whose calls go to control, how many at once, and that nothing else goes there."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import pytest
 
 from gateway.auth.keyring import Keyring, Principal
+from gateway.net.address import parse_address
 from gateway.relay import RELAYED_MAX, RELAYED_TENANT_MAX, Relay
 from gateway.routing.router import Endpoint
+from gateway.settings import Settings
 from gateway.snapshot import Snapshot
 from gateway.wire.oip_target import Route, Verb, parse_target
+from gateway.worker import self_service_address
 from tests.unit.test_pipeline import KEY_TEXT, FakeExchange, FakePool, World, snapshot
 
 
@@ -219,3 +223,10 @@ def test_paths_that_two_readers_could_read_differently_and_others_of_control_are
 ) -> None:
     assert world.ask(target).replies[0][0] == 404
     assert world.control.requests == []
+
+
+def test_a_relative_data_directory_has_a_door_that_workers_can_name() -> None:
+    """`make run` keeps its data in `.tollway`: an address of a socket must be a whole path."""
+    settings = Settings(data_dir=Path(".tollway"))
+    address = parse_address(self_service_address(settings))
+    assert address.path == str(Path(".tollway/run/me.sock").absolute())

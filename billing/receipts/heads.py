@@ -83,7 +83,7 @@ def find_head(db: sqlite3.Connection, tenant: str, size: int | None = None) -> H
     """The tenant's published head of `size`, or its newest; None when there is none."""
     where, values = ("", (tenant,)) if size is None else (" AND size = ?", (tenant, size))
     row = db.execute(
-        f"SELECT {_COLUMNS} FROM tree_head WHERE tenant = ?{where} ORDER BY size DESC LIMIT 1",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM tree_head WHERE tenant = ?{where} ORDER BY size DESC LIMIT 1",  # noqa: S608 - names of ours
         values,
     ).fetchone()
     return None if row is None else _head(row)
@@ -92,7 +92,7 @@ def find_head(db: sqlite3.Connection, tenant: str, size: int | None = None) -> H
 def list_heads(db: sqlite3.Connection, tenant: str, *, after: int, limit: int) -> list[Head]:
     """The tenant's published heads of more than `after` transactions, smallest first."""
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM tree_head WHERE tenant = ? AND size > ? ORDER BY size LIMIT ?",  # noqa: S608
+        f"SELECT {_COLUMNS} FROM tree_head WHERE tenant = ? AND size > ? ORDER BY size LIMIT ?",  # noqa: S608 - names of ours
         (tenant, after, limit),
     )
     return [_head(row) for row in rows]

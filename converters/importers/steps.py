@@ -55,7 +55,7 @@ def answer_cases(source: Source, work: Path, progress: Callable[[str, int, int],
             outputs = source.answer(feeds)
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - a framework raises anything
             # Whatever the framework raises on an input means that it does not take it.
             refused[str(place)] = f"{label}: {first_line(error)}"
             continue

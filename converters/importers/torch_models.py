@@ -185,7 +185,7 @@ class TorchSource:
             self._by_dynamo(path)
         except ConvertError:
             raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - a framework raises anything
             # The exporter raises classes of many modules; tracing is the other way that it offers.
             reason = first_line(error)
             self._trace(path)

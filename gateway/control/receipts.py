@@ -132,7 +132,7 @@ class HeadRounds:
             self._before = self._money.read(newest_heads)
         while True:
             last = self._last_tx_id
-            found = self._money.read(lambda db, last=last: new_leaves(db, last, READ_MAX))  # type: ignore[misc]
+            found = self._money.read(lambda db, last=last: new_leaves(db, last, READ_MAX))  # type: ignore[misc]  # mypy infers no lambda with a default
             for tx_id, tenant, leaf in found:
                 self._take(self._before, tenant, leaf)
                 self._last_tx_id = tx_id

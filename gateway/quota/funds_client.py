@@ -8,7 +8,7 @@ in the ledger, under its usage log: neither side has anything to tell when they 
 import asyncio
 import logging
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from gateway.clock import Clock
 from gateway.errors import Refusal
@@ -35,7 +35,8 @@ from gateway.quota.funds_protocol import (
     decode_from_owner,
     encode_frames,
 )
-from gateway.quota.protocol import FrameSplitter, ProtocolError
+from gateway.quota.owner_link import OwnerLink
+from gateway.quota.protocol import ProtocolError
 
 RECONNECT_S: Final = 0.05
 TICK_S: Final = 0.25
@@ -66,7 +67,7 @@ class FundsClient:
         self._dirty: list[Purse] = []
         self._is_flush_planned = False
         self._waiting = 0
-        self._connection: FundsConnection | None = None
+        self._connection: OwnerLink | None = None
         self._task: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -193,7 +194,7 @@ class FundsClient:
 
     # -- from the owner ------------------------------------------------------------------------------------------------
 
-    def on_connected(self, connection: "FundsConnection") -> None:
+    def on_connected(self, connection: OwnerLink) -> None:
         self._connection = connection
         connection.transport.write(encode_frames([self._begin]))
         for purse in self._active:
@@ -271,10 +272,13 @@ class FundsClient:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
+    def _new_link(self) -> OwnerLink:
+        return OwnerLink(self, decode_from_owner, "funds")
+
     async def _keep_connected(self) -> None:
         while True:
             try:
-                _, connection = await self._loop.create_unix_connection(lambda: FundsConnection(self), str(self._path))
+                _, connection = await self._loop.create_unix_connection(self._new_link, str(self._path))
             except OSError:
                 await asyncio.sleep(RECONNECT_S)
                 continue
@@ -308,31 +312,3 @@ class FundsClient:
                 self._active.discard(purse)
         elif purse.room and now_ns > purse.expires_ns - LEASE_TTL_NS // 2:
             self._mark(purse)
-
-
-class FundsConnection(asyncio.Protocol):
-    """One connection to the owner."""
-
-    transport: asyncio.Transport
-
-    def __init__(self, client: FundsClient) -> None:
-        self._client = client
-        self._frames = FrameSplitter()
-        self.lost = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
-        self._client.on_connected(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._client.on_disconnected()
-        self.lost.set()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._frames.feed(data):
-                for message in decode_from_owner(payload):
-                    self._client.on_message(message)
-        except ProtocolError as error:
-            _log.error("funds_protocol_error: %s", error)
-            self.transport.abort()

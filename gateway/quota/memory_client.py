@@ -8,10 +8,11 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 from gateway.clock import Clock
 from gateway.errors import Refusal
+from gateway.quota.owner_link import OwnerLink
 from gateway.quota.protocol import (
     HOLDINGS_PER_MESSAGE,
     PENDING_CALLS_MAX,
@@ -19,7 +20,6 @@ from gateway.quota.protocol import (
     VERSION,
     Answer,
     Declare,
-    FrameSplitter,
     FromOwner,
     FromWorker,
     Hello,
@@ -63,7 +63,7 @@ class MemoryQuotaStore:
         self._messages: list[FromWorker] = []
         self._is_flush_planned = False
         self._pending = 0
-        self._connection: OwnerConnection | None = None
+        self._connection: OwnerLink | None = None
         self._connected = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
@@ -212,7 +212,7 @@ class MemoryQuotaStore:
 
     # -- from the owner ------------------------------------------------------------------------------------------------
 
-    def on_connected(self, connection: "OwnerConnection") -> None:
+    def on_connected(self, connection: OwnerLink) -> None:
         self._connection = connection
         now_ns = self._monotonic_ns()
         holdings = [shelf.renew(now_ns) for shelf in self._shelves.values() if not shelf.is_unlimited]
@@ -281,10 +281,13 @@ class MemoryQuotaStore:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
+    def _new_link(self) -> OwnerLink:
+        return OwnerLink(self, decode_from_owner, "quota")
+
     async def _keep_connected(self) -> None:
         while True:
             try:
-                _, connection = await self._loop.create_unix_connection(lambda: OwnerConnection(self), str(self._path))
+                _, connection = await self._loop.create_unix_connection(self._new_link, str(self._path))
             except OSError:
                 await asyncio.sleep(RECONNECT_S)
                 continue
@@ -306,34 +309,6 @@ class MemoryQuotaStore:
                 self._give_all_back(shelf)
             if shelf.idle_ticks > _FORGET_TICKS and shelf.is_empty:
                 del self._shelves[shelf.tenant]
-
-
-class OwnerConnection(asyncio.Protocol):
-    """One connection to the owner."""
-
-    transport: asyncio.Transport
-
-    def __init__(self, store: MemoryQuotaStore) -> None:
-        self._store = store
-        self._frames = FrameSplitter()
-        self.lost = asyncio.Event()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports do not inherit from it
-        self._store.on_connected(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._store.on_disconnected()
-        self.lost.set()
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for payload in self._frames.feed(data):
-                for message in decode_from_owner(payload):
-                    self._store.on_message(message)
-        except ProtocolError as error:
-            _log.error("quota_protocol_error: %s", error)
-            self.transport.abort()
 
 
 def _parts(holdings: list[Holding]) -> Iterable[list[Holding]]:

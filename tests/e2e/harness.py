@@ -246,8 +246,9 @@ class Tollway:
         return answer
 
     def wait_for_key(self, key: str) -> None:
-        """Until the worker that answers knows `key`."""
-        self.wait(lambda: self.read_models(key) != 401, "the key to reach the workers")
+        """Until every worker knows `key`: connections meet them by chance, each learns of it on its own."""
+        tries = 1 if self.settings.get("workers", "1") == "1" else 20
+        self.wait(lambda: all(self.read_models(key) != 401 for _ in range(tries)), "the key to reach the workers")
 
     def read_models(self, key: str) -> int:
         """Status of a read with `key`; free of charge and limits."""

@@ -6,11 +6,10 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from converters.errors import UsageFault
+from converters.job import LABELS
 from converters.signature import Signature, Tensor
 from model_repo.config import parse_config
 
-#: The file of class names, beside config.pbtxt.
-LABELS: Final = "labels.txt"
 _BACKENDS: Final = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
 
 

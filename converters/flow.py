@@ -17,12 +17,11 @@ from tritonclient.grpc import model_config_pb2
 
 from converters.cache import cache_key, find_entry, keep_entry, locked_entry, source_digest
 from converters.child import Event, Limits, run_child
-from converters.config_text import LABELS
 from converters.errors import ConvertError, UnfitTarget, UsageFault
 from converters.formats import ONNX, recognise
 from converters.host import host_facts, tool_versions
 from converters.imports import Foreign, bring_in, open_foreign
-from converters.job import Job
+from converters.job import LABELS, Job
 from converters.keeping import with_source
 from converters.report_html import render_report
 from converters.script import render_script
@@ -72,10 +71,15 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
     request.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="work-", dir=request.cache) as folder:
         work = Path(folder)
-        external = [] if foreign else _probe(request, work, on_event)
-        sha256 = foreign.sha256 if foreign else source_digest(request.source, external)
-        tools = {**tool_versions(), **(foreign.key_parts() if foreign else {})}
-        key = cache_key(job, sha256, request.data, tools=tools, host=host_facts())
+        sha256 = foreign.sha256 if foreign else source_digest(request.source, ())
+        key = _key(request, sha256, foreign)
+        external: list[str] = []
+        # What was built under this key was looked at then, by the same code; its weights are all in the file, since
+        # with weights outside the digest, and so the key, is another.
+        if foreign is None and not (request.cache / key).is_dir():
+            external = _probe(request, work, on_event)
+            sha256 = source_digest(request.source, external)
+            key = _key(request, sha256, foreign)
         with locked_entry(request.cache, key) as entry:
             report = find_entry(entry)
             is_cached = report is not None
@@ -92,6 +96,11 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
     }
     _write_reports(request, report)
     return report
+
+
+def _key(request: Request, sha256: str, foreign: Foreign | None) -> str:
+    tools = {**tool_versions(), **(foreign.key_parts() if foreign else {})}
+    return cache_key(request.job, sha256, request.data, tools=tools, host=host_facts())
 
 
 def _probe(request: Request, work: Path, on_event: Callable[[Event], None]) -> list[str]:

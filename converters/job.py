@@ -16,6 +16,8 @@ NOT_OFFERED: Final[Mapping[tuple[str, str], str]] = {
     ("openvino", "int8"): "needs NNCF, which is not part of this toolchain; onnxruntime int8 is offered",
     **{("openvino", name): _NO_FORM for name in ("int8_dynamic", "int8_weights", "int4_weights")},
 }
+#: The file of class names, beside config.pbtxt.
+LABELS: Final = "labels.txt"
 BATCH_ROWS_MAX: Final = 256
 CLASS_NAMES_MAX: Final = 100_000
 CLASS_NAME_CHARS_MAX: Final = 200

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from converters.config_text import LABELS
-from converters.job import Job
+from converters.job import LABELS, Job
 
 
 def render_script(

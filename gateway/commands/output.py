@@ -4,15 +4,13 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import date, datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from zoneinfo import ZoneInfo
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from gateway.commands.client import fail
 
 #: Of a pipe: wide enough that no cell is cut, because a cut id is useless.
 PIPE_COLUMNS: Final = 400
@@ -85,7 +83,7 @@ def parse_duration_s(option: str, text: str | None) -> int | None:
         return None
     match = _DURATION.match(text)
     if match is None:
-        fail(f"{option} {text!r} is no duration: use for example 90s, 15m, 12h or 30d")
+        _fail(f"{option} {text!r} is no duration: use for example 90s, 15m, 12h or 30d")
     return int(match[1]) * _UNIT_S[match[2]]
 
 
@@ -96,9 +94,16 @@ def parse_day_ns(option: str, text: str | None, zone: str) -> int | None:
     try:
         day = date.fromisoformat(text)
     except ValueError:
-        fail(f"{option} {text!r} is no day: use for example 2026-01-31")
+        _fail(f"{option} {text!r} is no day: use for example 2026-01-31")
     try:
         start = datetime(day.year, day.month, day.day, tzinfo=ZoneInfo(zone))
     except (KeyError, ValueError, OSError):
-        fail(f"--zone {zone!r} is no IANA time zone: use for example Europe/Berlin")
+        _fail(f"--zone {zone!r} is no IANA time zone: use for example Europe/Berlin")
     return int(start.timestamp()) * 1_000_000_000
+
+
+def _fail(message: str) -> NoReturn:
+    # Imported when it is needed: the HTTP client comes with it, which verbs that only print can do without.
+    from gateway.commands.client import fail
+
+    fail(message)

@@ -148,6 +148,29 @@ def test_the_same_again_comes_from_the_cache_as_the_same_version(
     assert [model.name for model in scan_repository(asked.repository).models] == ["m", "other"]
 
 
+def test_the_same_again_starts_no_child(done: tuple[Request, dict[str, Any], list[Event]]) -> None:
+    asked, _, _ = done
+    # A child that is given no time fails, as the conversion of a model that is not known shows.
+    limited = replace(asked, limits=Limits(time_s_max=0), out=asked.out.parent / "out4")
+    assert convert(limited, lambda event: None)["is_cached"]
+    with pytest.raises(ToolFailed) as caught:
+        convert(replace(limited, job=replace(limited.job, seed=7)), lambda event: None)
+    assert caught.value.rule == "time"
+
+
+def test_weights_outside_are_looked_at_again_though_the_rest_is_cached(tmp_path: Path) -> None:
+    model = mlp()
+    convert_model_to_external_data(model, location="w.bin", size_threshold=0)
+    onnx.save_model(model, str(tmp_path / "model.onnx"))
+    asked = request(tmp_path, onnx.load(str(tmp_path / "model.onnx"), load_external_data=False))
+    convert_patiently(asked)
+    assert convert_patiently(asked)["is_cached"]
+    (tmp_path / "w.bin").rename(tmp_path / "elsewhere.bin")
+    (tmp_path / "w.bin").symlink_to(tmp_path / "elsewhere.bin")
+    with pytest.raises(UnsafeModel):
+        convert(asked, lambda event: None)
+
+
 def test_a_spoilt_cache_entry_is_not_used(tmp_path: Path) -> None:
     asked = request(tmp_path, layer_norm())
     key = convert_patiently(asked)["cache_key"]

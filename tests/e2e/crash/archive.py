@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from billing.events import Ended, Sent, Served
+from billing.events import Ended, Progress, Sent, Served
 from billing.usagelog.reader import Batch, Damaged, UsageReader
 
 _EVERY_S: Final = 0.02
@@ -24,6 +24,7 @@ class Recorded:
     served: dict[int, Served] = field(default_factory=dict)
     sent: list[Sent] = field(default_factory=list)
     ended: dict[int, Ended] = field(default_factory=dict)
+    progress: list[Progress] = field(default_factory=list)
 
     def is_marked(self, seq: int) -> bool:
         return seq in self.ended or any(mark.first_seq <= seq <= mark.last_seq for mark in self.sent)
@@ -84,3 +85,5 @@ def _feed(recorded: Recorded, batch: Batch) -> None:
             recorded.sent.append(record)
         elif isinstance(record, Ended):
             recorded.ended[record.served_seq] = record
+        elif isinstance(record, Progress):
+            recorded.progress.append(record)

@@ -413,7 +413,8 @@ def test_reloads_leave_nothing_behind(tmp_path: Path) -> None:
         await cycle(3)
         before = len(os.listdir("/proc/self/fd"))
         await cycle(20)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        # Others of this process come and go by one or two; one left behind by each load would show as twenty.
+        assert len(os.listdir("/proc/self/fd")) < before + 10
         gc.collect()
         # What serves, and at most one that is on its way out.
         assert sum(isinstance(one, ModelVersion) for one in gc.get_objects()) <= 2

@@ -28,7 +28,7 @@ from billing.meter_client import MeterError, ask_meter
 from model_repo.onnx_builder import write_model
 from tests.unit.engine.making import write_identity
 
-WAIT_S: Final = 60.0
+WAIT_S: Final = 120.0
 #: Set it to keep a run's data directory, logs and truth file.
 KEEP_VARIABLE: Final = "TOLLWAY_KEEP"
 POLL_S: Final = 0.01
@@ -120,7 +120,7 @@ class Tollway:
         except httpx.TransportError:
             return False
 
-    def stop(self, number: int = signal.SIGTERM, limit_s: float = 60.0) -> int:
+    def stop(self, number: int = signal.SIGTERM, limit_s: float = 120.0) -> int:
         """Send a signal to the supervisor and wait for its end. Returns the exit code."""
         assert self.process is not None
         self.process.send_signal(number)
@@ -226,7 +226,7 @@ class Tollway:
     def admin(self, method: str, path: str, body: object = None) -> Any:
         """One question to control's unix socket; its answer. Fails on a refusal."""
         transport = httpx.HTTPTransport(uds=str(self.data_dir / "run" / "control.sock"))
-        with httpx.Client(transport=transport, base_url="http://control", trust_env=False, timeout=30) as client:
+        with httpx.Client(transport=transport, base_url="http://control", trust_env=False, timeout=60) as client:
             response = client.request(method, path, json=body)
         assert response.is_success, f"{method} {path}: {response.status_code} {response.text}"
         return response.json()
@@ -253,7 +253,7 @@ class Tollway:
     def read_models(self, key: str) -> int:
         """Status of a read with `key`; free of charge and limits."""
         headers = {"authorization": f"Bearer {key}"}
-        return httpx.get(f"{self.http_url}/v2", headers=headers, trust_env=False, timeout=10).status_code
+        return httpx.get(f"{self.http_url}/v2", headers=headers, trust_env=False, timeout=60).status_code
 
     def infer(self, key: str, *, rows: int = 1) -> httpx.Response:
         """One call of `mlp`."""
@@ -263,7 +263,7 @@ class Tollway:
             headers={"authorization": f"Bearer {key}"},
             json={"inputs": inputs},
             trust_env=False,
-            timeout=30,
+            timeout=60,
         )
 
     def meter_status(self) -> dict[str, Any] | None:
@@ -292,7 +292,7 @@ class Tollway:
             [sys.executable, "-m", "gateway.cli", *words, "--data-dir", str(self.data_dir)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
 

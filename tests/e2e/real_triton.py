@@ -18,7 +18,7 @@ from tests.e2e.harness import free_ports
 VENV: Final = Path(__file__).parents[2] / ".venvs" / "triton"
 _SITE: Final = VENV / "lib" / "python3.11" / "site-packages"
 _HOME: Final = _SITE / "pytriton" / "tritonserver"
-_START_S: Final = 60.0
+_START_S: Final = 120.0
 
 CONFIG: Final = """
 name: "{name}"

@@ -14,7 +14,7 @@ from tests.e2e.crash.load import Lane, Load, fixed, request_of
 from tests.e2e.crash.truth import Truth
 from tests.e2e.harness import Tollway, children_of, is_running
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 REVOKED_WITHIN_S = 5.0
 QUICK_STOP_S = 3.0

@@ -64,7 +64,7 @@ def test_every_call_is_charged_by_the_book_that_it_names(tollway: Tollway) -> No
     try:
         tollway.wait(lambda: len(caller.replies) > 3, "the first calls")
         tollway.admin("POST", "/admin/prices", {"name": "book.toml", "text": BOOK})
-        assert caller.seen_new.wait(30), tollway.says()
+        assert caller.seen_new.wait(60), tollway.says()
     finally:
         caller.stop()
     assert [reply.status_code for reply in caller.replies] == [200] * len(caller.replies)

@@ -30,7 +30,7 @@ class EngineProcess:
         """One call over the unix socket."""
         connection = http.client.HTTPConnection("engine", timeout=30)
         connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(30)
+        connection.sock.settimeout(60)
         connection.sock.connect(str(self.path))
         with contextlib.closing(connection):
             connection.request(method, target, body)
@@ -46,7 +46,7 @@ class EngineProcess:
     def stop(self) -> int:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -106,10 +106,10 @@ def tcp_relay(path: Path) -> Iterator[str]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
     thread.start()
-    started.wait(30)
+    started.wait(60)
     try:
         yield address[0]
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(30)
+        thread.join(60)
         loop.close()

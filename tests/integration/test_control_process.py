@@ -53,7 +53,7 @@ class ControlProcess:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(30)
+        return self.process.wait(60)
 
     def stderr(self) -> str:
         """What it said; once it has ended."""
@@ -74,7 +74,7 @@ class ControlProcess:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(30)
+        self.process.wait(60)
         if self.process.stderr is not None:
             self.process.stderr.close()
         os.close(self._ready_fd)
@@ -289,7 +289,7 @@ def test_killed_control_starts_again_on_what_it_left() -> None:
             assert first.wait_ready()
             made = [told(first, "tenants", "create", f"t{n}")["tenant"] for n in range(3)]
             first.process.kill()
-            first.process.wait(30)
+            first.process.wait(60)
         with ControlProcess(data_dir) as second:
             assert second.wait_ready()
             assert [tenant["tenant"] for tenant in told(second, "tenants", "list")] == made
@@ -306,7 +306,7 @@ def test_what_cannot_start_says_why_in_one_line(control: ControlProcess, tmp_pat
     for start, text in starts:
         with start:
             assert not start.wait_ready()
-            assert start.process.wait(30) == 2
+            assert start.process.wait(60) == 2
             said = start.stderr()
             assert text in said
             assert said.count("\n") == 1

@@ -42,8 +42,8 @@ def test_a_call_under_way_is_answered_before_the_end(tmp_path: Path, name: str) 
         while not marker.exists():
             time.sleep(0.005)
         engine.process.send_signal(signal.Signals[name])
-        assert engine.process.wait(30) == 0
-        caller.join(30)
+        assert engine.process.wait(60) == 0
+        caller.join(60)
     assert [status for status, _ in answers] == [200]
 
 
@@ -121,4 +121,4 @@ def test_python_needs_the_repository_to_be_allowed(tmp_path: Path) -> None:
         line = process.stderr.readline().decode()
         assert "not listed in python_models_allowed" in line
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0

@@ -23,7 +23,7 @@ from gateway.wire.status import Grpc
 
 MIB = 1024 * 1024
 OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-CALL_S = 30
+CALL_S = 60
 
 
 class Relay:

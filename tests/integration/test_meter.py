@@ -113,7 +113,7 @@ def test_known_version_with_other_content_is_refused_at_start(data_dir: Path) ->
     (data_dir / "book.json").write_bytes(encode_price_book(other))
     with meter(data_dir) as running:
         assert not running.wait_ready()
-        assert running.process.wait(30) == 1
+        assert running.process.wait(60) == 1
         assert "price book version 1 is already in use with other content" in running.stderr()
 
 

@@ -20,7 +20,7 @@ from gateway.quota.store import Decision, Grant
 from gateway.snapshot import Plan, Snapshot, Tenant, write_snapshot
 from tests.unit.quota.plans import plan_of
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 class Meter:

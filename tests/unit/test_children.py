@@ -9,7 +9,7 @@ import pytest
 
 from gateway.children import FAILPOINT_DIR_VARIABLE, Child
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 def script(text: str) -> list[str]:

@@ -223,7 +223,7 @@ def test_what_a_killed_worker_held_can_be_run_anew_and_what_it_kept_is_replayed(
         if state == "running":
             assert begin(store) is IN_FLIGHT
         holder.send_signal(signal.SIGKILL)
-        holder.wait(30)
+        holder.wait(60)
     found = begin(store)
     assert isinstance(found, expected)
     if isinstance(found, Claim):

@@ -20,7 +20,7 @@ FAILPOINTS: Final[dict[str, tuple[str, ...]]] = {
 #: Hits before an armed point kills: somewhere in the first second of load.
 _NTH_MAX: Final = {WORKER: 30, "meter": 6, "quota": 6}
 #: With the longest pause before a restart and a busy machine; reached at once where the load runs.
-_POINT_S: Final = 60.0
+_POINT_S: Final = 120.0
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.harness import Tollway
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(400)
 
 SEGMENT_BYTES = 64 * 1024
 ROOM_BYTES = 1024 * 1024

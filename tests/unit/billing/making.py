@@ -162,7 +162,7 @@ class MeterProcess:
     def stop(self) -> int:
         """SIGTERM, and its exit status."""
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(60)
 
     def stderr(self) -> str:
         assert self.process.stderr is not None
@@ -174,7 +174,7 @@ class MeterProcess:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(30)
+        self.process.wait(60)
         if self.process.stderr is not None:
             self.process.stderr.close()
         os.close(self._ready_fd)

@@ -210,7 +210,7 @@ class EngineUnderTest:
         self, method: str, target: str, body: bytes = b"", headers: Headers | None = None, *, is_grpc: bool = False
     ) -> FakeExchange:
         exchange = self.begin(method, target, body, headers, is_grpc=is_grpc)
-        await asyncio.wait_for(exchange.replied.wait(), 30)
+        await asyncio.wait_for(exchange.replied.wait(), 60)
         assert exchange.replies == 1
         return exchange
 
@@ -306,7 +306,7 @@ class EchoRunner:
         self.fault: TollwayError | None = None
 
     def run(self, feeds: list[Feeds], rows: list[int]) -> Executed:
-        assert self.gate.wait(30)
+        assert self.gate.wait(60)
         self.batches.append(rows)
         if self.fault is not None:
             return Executed([self.fault] * len(feeds), 0, self.infer_ns, 0)

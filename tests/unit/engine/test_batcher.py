@@ -139,7 +139,7 @@ async def test_a_lone_work_leaves_when_its_delay_ends() -> None:
         config=PlanConfig(is_batching=True, rows_max=2, delay_ns_max=2_000_000), short_rows=8, clock=SystemClock()
     )
     _, outcome = bench.submit()
-    await asyncio.wait_for(outcome.done.wait(), 10)
+    await asyncio.wait_for(outcome.done.wait(), 60)
     assert outcome.outputs is not None
 
 
@@ -195,7 +195,7 @@ async def test_a_deadline_wakes_the_queue_by_itself() -> None:
     bench = Bench(config=ALONE, clock=SystemClock())
     bench.submit()
     _, late = bench.submit(deadline_ns=bench.clock.monotonic_ns() + 3_000_000)
-    await asyncio.wait_for(late.done.wait(), 10)
+    await asyncio.wait_for(late.done.wait(), 60)
     assert late.error is not None
     assert late.error.code is Code.DEADLINE_EXCEEDED
     bench.batcher.close(lambda: TollwayError(Code.SHUTTING_DOWN, "end"))
@@ -354,7 +354,7 @@ async def test_long_batches_leave_the_loop_free() -> None:
             ticks += 1
         assert not outcome.calls
         bench.echo.gate.set()
-        await asyncio.wait_for(outcome.done.wait(), 10)
+        await asyncio.wait_for(outcome.done.wait(), 60)
     assert outcome.outputs is not None
 
 

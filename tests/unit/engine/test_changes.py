@@ -312,7 +312,7 @@ def test_an_unload_waits_for_the_work_under_way_and_refuses_new_ones(tmp_path: P
         assert await is_ready(engine)
         assert not leaving.replies
         await asyncio.to_thread(gate.write_text, "go")
-        await asyncio.wait_for(leaving.replied.wait(), 30)
+        await asyncio.wait_for(leaving.replied.wait(), 60)
         assert first.status == 200
         assert leaving.status == 200
         assert (await states(engine))["m", "1"] == "UNAVAILABLE"
@@ -466,7 +466,7 @@ def test_a_stop_ends_a_load_that_is_under_way(tmp_path: Path) -> None:
         assert not begun[0].replies
         assert ("stuck", "1") not in await states(engine)
         await engine.registry.unload()
-        await asyncio.wait_for(begun[0].replied.wait(), 30)
+        await asyncio.wait_for(begun[0].replied.wait(), 60)
         writer.close()
 
     run_engine(repository, test=test)

@@ -195,10 +195,10 @@ def test_following_ends_with_its_task_and_looks_again_and_again(tmp_path: Path) 
         follower = follower_of(engine, root)
         looked = asyncio.Semaphore(0)
         task = asyncio.create_task(follower.follow(0.001, looked.release), name="follow")
-        await asyncio.wait_for(looked.acquire(), 30)
+        await asyncio.wait_for(looked.acquire(), 60)
         point(root, "stable", 1)
         while await factor(engine) != 2:
-            await asyncio.wait_for(looked.acquire(), 30)
+            await asyncio.wait_for(looked.acquire(), 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

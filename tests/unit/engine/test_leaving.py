@@ -72,7 +72,7 @@ async def after_turns(loop: TurningLoop, turns: int, action: Callable[[], None],
 
     if turns and not is_over():
         loop.on_turn = on_turn
-        await asyncio.wait_for(done.wait(), 30)
+        await asyncio.wait_for(done.wait(), 60)
     if is_over():
         return False
     action()
@@ -80,7 +80,7 @@ async def after_turns(loop: TurningLoop, turns: int, action: Callable[[], None],
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.001)  # a place of the engine that has no event of its own
 
@@ -197,7 +197,7 @@ def test_a_caller_may_leave_at_every_turn(tmp_path: Path, name: str) -> None:
     async def test(engine: EngineUnderTest, loop: TurningLoop) -> None:
         async def whole() -> tuple[int, bytes, dict[bytes, bytes]]:
             exchange = begin(engine)
-            await asyncio.wait_for(exchange.replied.wait(), 30)
+            await asyncio.wait_for(exchange.replied.wait(), 60)
             trailers = {name: exchange.trailers.get(name, b"") for name in (b"grpc-status",)}
             return exchange.status, exchange.body, trailers
 

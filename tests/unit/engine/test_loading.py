@@ -344,7 +344,7 @@ def test_the_request_parameter_priority_reaches_the_queue(tmp_path: Path) -> Non
 
         first = begin(0)
         await asyncio.sleep(0)
-        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             for name, exchange in (("late", begin(1)), ("low", begin(1, priority=2)), ("high", begin(1, priority=1))):
                 group.create_task(note(name, exchange))
             await asyncio.to_thread(gate.write_text, "go")

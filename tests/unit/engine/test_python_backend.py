@@ -44,7 +44,7 @@ def x(*values: float, **parameters: Any) -> dict[str, Any]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -398,7 +398,7 @@ def cycle(tmp_path: Path, times: int) -> None:
             work, outcome = new_work()
             work.feeds, work.nbytes = {"x": big}, big.nbytes
             version.servable().submit(work)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await outcome.done.wait()
             assert outcome.error is None
             outcome.outputs = None

@@ -123,7 +123,7 @@ def test_what_waits_leaves_without_another_response() -> None:
     outbox = Outbox(write)
     outbox.add(part(1), blob_of(b"abcd"))
     outbox.add(part(2), blob_of(b"efgh"))
-    assert both.wait(30)
+    assert both.wait(60)
 
 
 def test_a_response_left_by_a_destructor_in_the_middle_of_a_write_neither_blocks_nor_writes() -> None:
@@ -149,7 +149,7 @@ def test_a_response_left_by_a_destructor_in_the_middle_of_a_write_neither_blocks
     outbox = Outbox(write)
     outbox.add(part(1), blob_of(b"abcd"))
     assert frames[0] == [1]
-    assert later.wait(30)
+    assert later.wait(60)
     assert frames[1] == [9]
 
 
@@ -167,7 +167,7 @@ def test_an_engine_that_has_hung_up_ends_the_own_thread_in_silence() -> None:
     is_up = False
     outbox.leave([2, None, True])
     (own,) = set(threading.enumerate()) - before
-    own.join(30)
+    own.join(60)
     assert not own.is_alive()
     with pytest.raises(Gone):
         outbox.send({"say": "done"})

@@ -27,7 +27,7 @@ from gateway.engine.work import Feeds
 from gateway.errors import Code, TollwayError
 from model_repo.errors import RepositoryError
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 class World:

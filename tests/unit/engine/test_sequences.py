@@ -77,7 +77,7 @@ def scheduler(engine: EngineUnderTest, model: str = "sum") -> SequenceScheduler:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -149,7 +149,7 @@ def test_an_idle_sequence_loses_its_place_and_a_busy_one_does_not(tmp_path: Path
         assert await ask(engine, 1, 2, start=True) == 101
         expected = 101.0
         own = scheduler(engine)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while own.active == 2:
                 expected += 1
                 assert await ask(engine, 1, 2) == expected

@@ -31,7 +31,7 @@ class World:
     async def turn(self) -> None:
         pulled = asyncio.Event()
         keeping = asyncio.create_task(self.sync.keep(self.engine.registry, 3600, pulled.set))
-        await asyncio.wait_for(pulled.wait(), 30)
+        await asyncio.wait_for(pulled.wait(), 60)
         keeping.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await keeping

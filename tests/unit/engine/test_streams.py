@@ -104,7 +104,7 @@ class Stream:
 
     async def end(self) -> list[Any]:
         self.engine.on_end(self.exchange)
-        await asyncio.wait_for(self.exchange.replied.wait(), 20)
+        await asyncio.wait_for(self.exchange.replied.wait(), 60)
         return self.messages()
 
     def messages(self) -> list[Any]:
@@ -112,7 +112,7 @@ class Stream:
         return [service_pb2.ModelStreamInferResponse.FromString(message) for _, message in messages]
 
     async def until(self, count: int) -> list[Any]:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.messages()) < count:
                 self.exchange.grown.clear()
                 await self.exchange.grown.wait()
@@ -137,7 +137,7 @@ def brief(message: Any) -> tuple[str, str, list[int] | None, bool | None]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -417,7 +417,7 @@ def test_a_slow_or_leaving_reader_of_events_holds_up_nobody(tmp_path: Path) -> N
             engine.engine.on_head(exchange)
             engine.engine.on_body(exchange, b'{"x":   10500}')
             engine.engine.on_end(exchange)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while exchange.body.count(b"\n\n") < WINDOW:
                     exchange.grown.clear()
                     await exchange.grown.wait()
@@ -426,7 +426,7 @@ def test_a_slow_or_leaving_reader_of_events_holds_up_nobody(tmp_path: Path) -> N
         assert gone.body.count(b"\n\n") == slow.body.count(b"\n\n") == WINDOW
         slow.is_writable = True
         engine.engine.on_writable(slow)
-        await asyncio.wait_for(slow.replied.wait(), 20)
+        await asyncio.wait_for(slow.replied.wait(), 60)
         assert [event["y"] for event in events(slow)] == list(range(500))
 
     run(tmp_path, test)

@@ -6,7 +6,7 @@ import threading
 from gateway.engine.runner import Executed
 from gateway.engine.threads import BatchThreads, Outcome
 
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 def executed(mark: int) -> Executed:

@@ -97,7 +97,7 @@ def dying() -> Iterator[Callable[[str, list[str], int], int]]:
 
         yield run
         stdin.close()
-        assert process.wait(30) == 0
+        assert process.wait(60) == 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.model_repo.steps import load_step
 
-WAIT_S = 30
+WAIT_S = 60
 
 
 @pytest.fixture

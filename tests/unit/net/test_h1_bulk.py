@@ -80,7 +80,7 @@ def scene(
         own = Scene(app, listener)
         own.reader, own.writer = await asyncio.open_unix_connection(path / "s")
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await test(own)
         finally:
             own.writer.close()

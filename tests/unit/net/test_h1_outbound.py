@@ -100,7 +100,7 @@ async def serving(serve: Serve, limits: Limits | None = None) -> AsyncIterator[H
         server = await asyncio.start_unix_server(tracked, path)
         pool = H1UpstreamPool(parse_address(f"unix://{path}"), limits or Limits(), asyncio.get_running_loop())
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 yield pool
         finally:
             pool.close()

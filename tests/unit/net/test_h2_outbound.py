@@ -78,7 +78,7 @@ class House:
         self.path.unlink(missing_ok=True)
 
     async def until(self, is_so: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not is_so():
                 self.changed.clear()
                 await self.changed.wait()
@@ -112,7 +112,7 @@ def run(path: Path, case: Callable[[House, H2UpstreamPool], Awaitable[None]], **
             f"unix://{house.path}", H2PoolLimits(**limits), asyncio.get_running_loop(), budget=account
         )
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await house.open()
                 await case(house, pool)
         finally:

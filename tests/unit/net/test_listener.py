@@ -25,7 +25,7 @@ from tests.unit.wire.h2_tools import GRPC, PLAIN_SETTINGS, data, head, parse
 GET = b"GET /g HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST /p HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
-LIMIT_S = 30.0
+LIMIT_S = 60.0
 
 
 class WaitingApp(RecordingApp):

@@ -59,7 +59,7 @@ class Rig:
 
 def run(tmp_path: Path, scenario: Callable[[Rig], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with AsyncExitStack() as stack, asyncio.timeout(20):
+        async with AsyncExitStack() as stack, asyncio.timeout(60):
             await scenario(Rig(tmp_path / "quota.sock", stack))
         await asyncio.sleep(0)  # closed transports let go of their sockets
 

@@ -19,9 +19,9 @@ from gateway.quota_address import QuotaAddress, parse_quota_address
 
 #: The script's clock in tests: a key.
 KEY_CLOCK: Final = "return tonumber(redis.call('GET', 'test:now'))"
-START_S: Final = 20.0
+START_S: Final = 60.0
 #: Waits that are short in service and whose end is no test's subject.
-PATIENT_S: Final = 30.0
+PATIENT_S: Final = 60.0
 NS_PER_S: Final = 1_000_000_000
 
 

@@ -20,7 +20,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, cast
 
-from billing.coupons import CODE_PATTERN, COUPONS_MAX, MONTHS_MAX, REDEMPTIONS_MAX, Coupon
+from billing.coupons import APPLIES_TO, CODE_PATTERN, COUPONS_MAX, MONTHS_MAX, REDEMPTIONS_MAX, AppliesTo, Coupon
 from billing.fields import COUNT_MAX, FileError, Table, decode_file
 from billing.money import is_currency
 from billing.plans import (
@@ -212,6 +212,9 @@ def _coupon(code: str, table: Table, currency: str) -> Coupon:
     amount = table.amount("amount", high=AMOUNT_NANOS_MAX) if is_amount else 0
     if is_amount and not amount:
         raise table.fail("amount", "is 0: a coupon takes something off")
+    applies_to = cast(AppliesTo, table.text("applies_to", "usage", choices=APPLIES_TO))
+    if is_amount and applies_to == "all":
+        raise table.fail("applies_to", 'is "all", but an amount is not divided: use "usage" or "fees", or a percent')
     found = Coupon(
         code=code,
         percent_ppm=0 if is_amount else table.ppm("percent"),
@@ -221,6 +224,7 @@ def _coupon(code: str, table: Table, currency: str) -> Coupon:
         redemptions_max=table.integer("redemptions_max", 0, high=REDEMPTIONS_MAX),
         redeem_until_ns=_instant(table, "redeem_until"),
         plans=table.texts("plans"),
+        applies_to=applies_to,
     )
     table.end()
     return found

@@ -5,16 +5,7 @@ therefore telescope: whatever the cuts, they add up to the fee exactly, through 
 any length (I19), because only elapsed seconds count. Pure.
 """
 
-from typing import NamedTuple
-
-from billing.invoices.period import Period, PeriodError, floor_s
-
-
-class Change(NamedTuple):
-    """Both sides of a change of fee inside a paid period, in minor units: what is given back, what is asked instead."""
-
-    credit_minor: int
-    charge_minor: int
+from billing.invoices.period import Period, PeriodError
 
 
 def cumulative(amount: int, done: int, whole: int) -> int:
@@ -33,12 +24,6 @@ def share(amount_minor: int, period: Period, part: Period) -> int:
         raise PeriodError(f"part: {part} does not lie within {period}")
     first, last = Period(period.start_ns, part.start_ns).seconds, Period(period.start_ns, part.end_ns).seconds
     return cumulative(amount_minor, last, period.seconds) - cumulative(amount_minor, first, period.seconds)
-
-
-def change_of(old_minor: int, new_minor: int, period: Period, at_ns: int) -> Change:
-    """What a change from one fee to another at `at_ns` means for the rest of a period that is paid in advance."""
-    rest = Period(floor_s(at_ns), period.end_ns)
-    return Change(credit_minor=share(old_minor, period, rest), charge_minor=share(new_minor, period, rest))
 
 
 def largest_remainder(total: int, weights: tuple[int, ...]) -> tuple[int, ...]:

@@ -142,6 +142,13 @@ CREATE TABLE prepaid_expired (
   at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, grant_id, currency));
 """
 
+#: Which fees' months each coupon has reduced (`billing.invoices.fee_coupons`).
+_FEE_COUPONS: Final = """
+CREATE TABLE fee_coupon (
+  tenant TEXT NOT NULL, code TEXT NOT NULL, subscription_id TEXT NOT NULL, start_ns INTEGER NOT NULL,
+  months INTEGER NOT NULL, at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, code, subscription_id, start_ns));
+"""
+
 #: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (
@@ -164,6 +171,7 @@ STEPS: Final = (
     (5, _HEADS, ("tree_head",)),
     (6, _TALLIES, ("month_tally",)),
     (7, _EXPIRIES, ("prepaid_expiry", "prepaid_expired")),
+    (8, _FEE_COUPONS, ("fee_coupon",)),
 )
 
 

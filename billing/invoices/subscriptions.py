@@ -1,7 +1,8 @@
 """Owns subscriptions: a fee per month or year, billed in advance, changed, paused and ended by the second.
 
 A subscription writes pending items only; the next invoice bills them. Each item names the time it pays for, which is
-how revenue recognition knows what is earned (a fee is a liability until its time has passed).
+how revenue recognition knows what is earned (a fee is a liability until its time has passed). Coupons on fees are items
+of their own beside each fee, over the same liability: `billing.invoices.fee_coupons`.
 """
 
 import os
@@ -13,9 +14,10 @@ from billing.invoices import store
 from billing.invoices.assemble import InvoiceError, Item, day_of
 from billing.invoices.commands import MINOR_MAX, NS_PER_DAY
 from billing.invoices.desk import Verb
+from billing.invoices.fee_coupons import Fee, FeeDiscount, take_coupons
 from billing.invoices.period import Interval, Period, boundary_ns, floor_s, index_at, period_of
 from billing.invoices.postings import subscription_liability
-from billing.invoices.proration import change_of, share
+from billing.invoices.proration import share
 from billing.ledger.journal import Journal
 from billing.money import from_minor
 
@@ -41,6 +43,10 @@ class Subscription(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     #: Ends with the period instead of renewing.
     ends_with_period: bool = False
     tax_category: str = "standard"
+    #: The plan that the fee is for, which coupons of some plans go by; "": none.
+    plan: str = ""
+    #: What coupons take off the fee of the period that was asked last.
+    discounts: tuple[FeeDiscount, ...] = ()
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,14 +58,16 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     interval: Interval = "month"
     trial_days: int = 0
     tax_category: str = "standard"
+    plan: str = ""
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Another fee (and name) from now on: the rest of the paid period is given back and asked again."""
+    """Another fee (name, plan) from now on: the rest of the paid period is given back and asked again."""
 
     subscription_id: str
     fee_minor: int
     name: str | None = None
+    plan: str | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,8 +93,10 @@ def start(journal: Journal, body: Start, now_ns: int) -> Any:
     """Create it and ask the first fee. Raises InvoiceError: no account, or a field out of range."""
     account = store.get_account(journal.db, body.tenant)
     _check_fee(body.fee_minor)
-    if not 0 <= body.trial_days <= TRIAL_DAYS_MAX or not 1 <= len(body.name) <= 100:
-        raise InvoiceError("field", f"trial_days: from 0 to {TRIAL_DAYS_MAX}; name: 1 to 100 characters")
+    if not 0 <= body.trial_days <= TRIAL_DAYS_MAX or not 1 <= len(body.name) <= 100 or len(body.plan) > 100:
+        raise InvoiceError(
+            "field", f"trial_days: from 0 to {TRIAL_DAYS_MAX}; name: 1 to 100 characters, plan: at most 100"
+        )
     anchor_ns = floor_s(now_ns) + body.trial_days * NS_PER_DAY
     made = Subscription(
         subscription_id=f"sub_{now_ns // 1_000_000:012x}{os.urandom(5).hex()}",
@@ -98,20 +108,30 @@ def start(journal: Journal, body: Start, now_ns: int) -> Any:
         next_ns=anchor_ns,
         zone=account.zone,
         tax_category=body.tax_category,
+        plan=body.plan,
     )
     return _save(journal, _renewed(journal, made, now_ns), now_ns, "subscription.started")
 
 
 def change(journal: Journal, body: Change, now_ns: int) -> Any:
-    """Change the fee. What was paid for the rest of the period comes back, the new fee's share is asked."""
+    """Change the fee. What was paid for the rest of the period comes back, the new fee's share is asked.
+
+    Coupons go with the fee: their part comes back as well, and those that count now reduce the new fee's share.
+    """
     _check_fee(body.fee_minor)
     found = _renewed(journal, _live(journal, body.subscription_id), now_ns)
-    changed = msgspec.structs.replace(found, fee_minor=body.fee_minor, name=body.name or found.name)
+    changed = msgspec.structs.replace(
+        found,
+        fee_minor=body.fee_minor,
+        name=body.name or found.name,
+        plan=found.plan if body.plan is None else body.plan,
+    )
     period = _paid_period(found, now_ns)
     if period is not None:
-        rest, both = Period(floor_s(now_ns), period.end_ns), change_of(found.fee_minor, body.fee_minor, period, now_ns)
-        _ask(journal, found, rest, -both.credit_minor, ("proration", "change: rest given back"), now_ns)
-        _ask(journal, changed, rest, both.charge_minor, ("proration", "change: rest of the period"), now_ns)
+        changed = _discounted(journal, changed, period, now_ns)
+        if (changed.fee_minor, changed.discounts) != (found.fee_minor, found.discounts):
+            _prorate(journal, found, now_ns, -1, "change: rest given back")
+            _prorate(journal, changed, now_ns, 1, "change: rest of the period")
     return _save(journal, changed, now_ns, "subscription.changed")
 
 
@@ -147,6 +167,9 @@ def resume(journal: Journal, body: Which, now_ns: int) -> Any:
     resumed = msgspec.structs.replace(
         found, status="active", next_ns=next_ns if now_ns >= found.anchor_ns else found.anchor_ns
     )
+    period = _paid_period(resumed, now_ns)
+    if period is not None:
+        resumed = _discounted(journal, resumed, period, now_ns)
     _prorate(journal, resumed, now_ns, 1, "resumed: rest of the period")
     return _save(journal, resumed, now_ns, "subscription.resumed")
 
@@ -184,24 +207,52 @@ def due_tenants(db: Any, now_ns: int) -> list[str]:
 
 
 def _renewed(journal: Journal, found: Subscription, now_ns: int) -> Subscription:
-    """Ask the fee of each period that has begun."""
+    """Ask the fee of each period that has begun, less what coupons take off it."""
     for _ in range(RENEWALS_MAX):
         if found.next_ns > now_ns:
             break
         index = index_at(found.anchor_ns, found.zone, found.interval, found.next_ns)
         period = period_of(found.anchor_ns, found.zone, found.interval, index)
+        found = _discounted(journal, found, period, now_ns)
         _ask(journal, found, period, found.fee_minor, ("subscription", "fee"), now_ns)
+        _ask_discounts(journal, found, period, 1, "", now_ns)
         found = msgspec.structs.replace(found, next_ns=period.end_ns)
     return found
 
 
 def _prorate(journal: Journal, found: Subscription, now_ns: int, sign: int, why: str) -> None:
-    """An item over the fee's share of the rest of the period that is paid for; none when nothing is paid ahead."""
+    """Items over the fee's and its discounts' shares of the rest of the paid period; none when nothing is paid."""
     period = _paid_period(found, now_ns)
     if period is None:
         return
     rest = Period(floor_s(now_ns), period.end_ns)
     _ask(journal, found, rest, sign * share(found.fee_minor, period, rest), ("proration", why), now_ns)
+    _ask_discounts(journal, found, rest, sign, f", {why}", now_ns)
+
+
+def _discounted(journal: Journal, found: Subscription, period: Period, now_ns: int) -> Subscription:
+    """With the discounts that count for the fee of `period`."""
+    fee = Fee(
+        subscription_id=found.subscription_id,
+        tenant=found.tenant,
+        plan=found.plan,
+        amount_minor=found.fee_minor,
+        currency=store.get_account(journal.db, found.tenant).currency,
+        anchor_ns=found.anchor_ns,
+        zone=found.zone,
+        interval=found.interval,
+        period=period,
+    )
+    return msgspec.structs.replace(found, discounts=take_coupons(journal, fee, now_ns))
+
+
+def _ask_discounts(  # noqa: PLR0917 - as `_ask`
+    journal: Journal, found: Subscription, rest: Period, sign: int, why: str, now_ns: int
+) -> None:
+    """Items over what coupons take off `rest` (`sign` 1), or took off and is not any more (-1)."""
+    for one in found.discounts:
+        span, minor = one.part(rest)
+        _ask(journal, found, span, -sign * minor, ("coupon", f"coupon {one.code}{why}"), now_ns)
 
 
 def _paid_period(found: Subscription, now_ns: int) -> Period | None:
@@ -217,10 +268,10 @@ def _ask(  # noqa: PLR0917 - what an item is, in its order
     found: Subscription,
     span: Period,
     amount_minor: int,
-    what: tuple[Literal["subscription", "proration"], str],
+    what: tuple[Literal["subscription", "proration", "coupon"], str],
     now_ns: int,
 ) -> None:
-    """Add the item of a fee or of a part of one."""
+    """Add the item of a fee, of a part of one, or of what a coupon takes off."""
     kind, why = what
     if not amount_minor:
         return

@@ -60,9 +60,9 @@ def coupons(
         found = control.get_all("/admin/coupons", {}, limit)
 
     def cells(one: dict[str, Any]) -> list[object]:
-        return [one["code"], _off(one), one["months"], one["redemptions_max"], one["plans"]]
+        return [one["code"], _off(one), one["applies_to"], one["months"], one["redemptions_max"], one["plans"]]
 
-    print_list(found, ("code", "off", "months", "redemptions_max", "plans"), as_json=as_json, cells=cells)
+    print_list(found, ("code", "off", "applies_to", "months", "redemptions_max", "plans"), as_json=as_json, cells=cells)
 
 
 def subscribe(
@@ -149,8 +149,8 @@ def credit(
         ),
         right=_AMOUNTS,
     )
-    rows = ((one["code"], _off(one), one["months"], one["redeemed_at"]) for one in found["coupons"])
-    print_table(("coupon", "off", "months", "redeemed"), rows)
+    rows = ((one["code"], _off(one), one["applies_to"], one["months"], one["redeemed_at"]) for one in found["coupons"])
+    print_table(("coupon", "off", "applies_to", "months", "redeemed"), rows)
 
 
 def settle(

@@ -44,7 +44,7 @@ class Subscribing:
         self._check_currency(tenant, terms)
         fee = 0 if terms is None else _fee_minor(terms, packs)
         name = f"{NAME}{plan}" + (f" with {packs} packs" if packs else "")
-        self._converge(actor, tenant, terms, name, fee, operation_id)
+        self._converge(actor, tenant, terms, (plan, name), fee, operation_id)
         if terms is not None and terms.trial_credit is not None:
             self._give_trial_credit(actor, tenant, terms, operation_id)
         return self._registry.change(
@@ -59,9 +59,10 @@ class Subscribing:
             raise invalid(f"plan: is in {terms.currency}, but tenant {tenant!r} is billed in {account.currency}")
 
     def _converge(  # noqa: PLR0917 - what the subscription shall be, in its order
-        self, actor: str, tenant: str, terms: PlanTerms | None, name: str, fee: int, operation_id: str
+        self, actor: str, tenant: str, terms: PlanTerms | None, names: tuple[str, str], fee: int, operation_id: str
     ) -> None:
-        """End, change or start the plan's subscription until it is what it shall be."""
+        """End, change or start the plan's subscription until it is what it shall be; `names`: plan, subscription."""
+        plan, name = names
         interval = "month" if terms is None or terms.subscription is None else terms.subscription.interval
         had = self._money.read(lambda db: subscriptions.list_subscriptions(db, tenant=tenant))
         had = [one for one in had if one.name.startswith(NAME)]
@@ -71,11 +72,11 @@ class Subscribing:
             if one is not kept:
                 body: dict[str, Any] = {"subscription_id": one.subscription_id, "when": "now"}
                 self._money.run(actor, "subscription.cancel", f"{operation_id}:end:{one.subscription_id}", body)
-        if kept is not None and (kept.fee_minor, kept.name) != (fee, name):
-            body = {"subscription_id": kept.subscription_id, "fee_minor": fee, "name": name}
+        if kept is not None and (kept.fee_minor, kept.name, kept.plan) != (fee, name, plan):
+            body = {"subscription_id": kept.subscription_id, "fee_minor": fee, "name": name, "plan": plan}
             self._money.run(actor, "subscription.change", f"{operation_id}:change", body)
         if kept is None and fee:
-            body = {"tenant": tenant, "name": name, "fee_minor": fee, "interval": interval}
+            body = {"tenant": tenant, "name": name, "fee_minor": fee, "interval": interval, "plan": plan}
             # A trial is for the first plan only.
             if terms is not None and terms.subscription is not None and not had:
                 body["trial_days"] = terms.subscription.trial_days

@@ -99,6 +99,20 @@ def test_fees_are_recognised_and_reported(office: Office) -> None:
     assert margin(office.reader, ("model",), cost_nanos_per_compute_s=1)[0].calls == 10
 
 
+def test_a_coupon_on_a_fee_is_billed_recognised_and_never_changed(office: Office) -> None:
+    coupon = {"code": "HALF", "percent_ppm": 500_000, "months": 1, "applies_to": "fees"}
+    office.do("coupon.redeem", {"tenant": "acme", "coupon": coupon})
+    office.do("subscription.start", {"tenant": "acme", "name": "Pro", "fee_minor": 2_800})
+    invoice = office.bill()
+    assert [line["amount_minor"] for line in invoice["lines"]] == [2_800, -1_400]
+    office.now_ns += 40 * DAY_NS
+    office.do("recognition.run", {"tenant": "acme", "through_ns": office.now_ns})
+    assert office.balance("revenue:subscription") == -from_minor(1_400, "USD")
+    assert office.balance("contract_liability:subscription:acme") == 0
+    with pytest.raises(LedgerError), office.ledger.journal() as journal:
+        journal.execute("DELETE FROM fee_coupon")
+
+
 def test_attempts_and_dunning_are_written_down(office: Office) -> None:
     office.post_usage(1_000)
     document_id = office.bill()["document_id"]

@@ -1,6 +1,5 @@
 """One suite over both disks: what the `Disk` seam promises, and what a reader makes of every kind of usage log."""
 
-import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from billing.usagelog.batch import Batch, Damaged, EpochEnded
 from billing.usagelog.disk import Disk, LocalDisk
 from billing.usagelog.framing import FRAME_BYTES, HEADER_BYTES, FrameCodec, encode_header
 from billing.usagelog.reader import UsageReader
+from tests.leaks import assert_none_left, held
 from tests.sim.disk import SimDisk
 from tests.sim.stepped import ends_of, read_all, records_of
 from tests.sim.world import served
@@ -402,8 +402,8 @@ class TestDamage:
 
 def test_files_are_private_and_nothing_stays_open(tmp_path: Path) -> None:
     disk, root = LocalDisk(), tmp_path / "usage"
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(10):
+    before = held()
+    for _ in range(20):
         scribe = Scribe(disk, root)
         scribe.write(CALLS[0], Sent(first_seq=1, last_seq=1))
         for path in root.rglob("*"):
@@ -414,4 +414,4 @@ def test_files_are_private_and_nothing_stays_open(tmp_path: Path) -> None:
         for end in ends_of(read_all(reader)):
             reader.ack(end.instance, end.epoch, end.last_seq)
         reader.close()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert_none_left(before, 20)

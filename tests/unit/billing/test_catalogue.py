@@ -5,7 +5,7 @@ import json
 import pytest
 
 from billing.catalogue import parse_catalogue
-from billing.coupons import Coupon, Redeemed, discounts
+from billing.coupons import Coupon, FeeOff, Redeemed, discounts, fee_discounts
 from billing.fields import FileError
 from billing.plans import (
     Pack,
@@ -62,6 +62,7 @@ package = { units = 1_000, price = "0.09" }
 percent = "12.5"
 months = 3
 redeem_until = "2026-12-31T23:59:59Z"
+applies_to = "all"
 [coupons.FIVER]
 amount = "5"
 months = 0
@@ -112,7 +113,9 @@ def test_a_full_file_is_read_field_by_field() -> None:
         ),
     )
     assert found.coupons == (
-        Coupon(code="WELCOME", percent_ppm=125_000, months=3, redeem_until_ns=1_798_761_599_000_000_000),
+        Coupon(
+            code="WELCOME", percent_ppm=125_000, months=3, redeem_until_ns=1_798_761_599_000_000_000, applies_to="all"
+        ),
         Coupon(
             code="FIVER",
             amount_nanos=5 * 10**9,
@@ -210,6 +213,11 @@ def test_stored_terms_are_canonical_and_come_back() -> None:
         (HEAD + "[coupons.A]\npercent = 5\namount = '1'\n", "coupons.A: give exactly one of percent and amount"),
         ("[coupons.A]\namount = '1'\n", "coupons.A.amount: needs a currency: add"),
         (HEAD + "[coupons.A]\namount = '0'\n", "coupons.A.amount: is 0: a coupon takes something off"),
+        (
+            "[coupons.A]\npercent = 5\napplies_to = 'fee'\n",
+            "coupons.A.applies_to: 'fee' is unknown: use one of usage, ",
+        ),
+        (HEAD + "[coupons.A]\namount = '1'\napplies_to = 'all'\n", 'coupons.A.applies_to: is "all", but an amount'),
         ("[coupons.A]\npercent = 101\n", "coupons.A.percent: 101 must be above 0 and at most 100"),
         ("[coupons.A]\npercent = 0\n", "coupons.A.percent: 0 must be above 0"),
         ("[coupons.A]\npercent = 12.5\n", "coupons.A.percent: 12.5 must be above 0 and at most 100, with at most 4"),
@@ -253,3 +261,17 @@ def test_coupons_apply_in_the_order_of_redemption_for_their_months() -> None:
     assert [one.amount_nanos for one in discounts(both, net, "EUR")] == [55, 5]
     assert [one.amount_nanos for one in discounts(list(reversed(both)), net, "EUR")] == [5, 52]
     assert [one.code for one in discounts([Redeemed(half, 2), Redeemed(fiver, 0)], net, "USD")] == []
+
+
+def test_fees_are_reduced_in_the_months_that_are_left_and_usage_by_coupons_for_usage_only() -> None:
+    year = [100] * 12
+    third = Coupon(code="THIRD", percent_ppm=333_333, months=14, applies_to="all")
+    ten = Coupon(code="TEN", amount_nanos=10, currency="EUR", months=2, applies_to="fees", plans=("pro",))
+    usage = Coupon(code="USAGE", percent_ppm=500_000)
+    redeemed = [Redeemed(third, 4), Redeemed(ten, 1), Redeemed(usage, 0)]
+    assert fee_discounts(redeemed, year, "pro", "EUR") == [FeeOff("THIRD", 10, 330), FeeOff("TEN", 1, 10)]
+    assert fee_discounts(redeemed, year, "free", "EUR") == [FeeOff("THIRD", 10, 330)]
+    assert fee_discounts([Redeemed(ten, 0)], [5, 20], "pro", "EUR") == [FeeOff("TEN", 2, 15)]
+    assert fee_discounts([Redeemed(ten, 2), Redeemed(third, 14)], year, "pro", "EUR") == []
+    assert fee_discounts([Redeemed(ten, 0)], year, "pro", "USD") == []
+    assert [one.code for one in discounts(redeemed, {"pro": 100}, "EUR")] == ["THIRD", "USAGE"]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from billing import settlement, tally
+from billing.invoices.store import pending_items
 from billing.ledger.views import trial_balance
 from billing.pricebook import default_price_book
 from billing.rating import compile_book
@@ -229,6 +230,24 @@ def test_subscribing_asks_the_fee_gives_the_trial_credit_once_and_sets_the_plan(
     credit = desk.must("GET", "/admin/tenants/acme/credit")
     assert [(one["grant_id"], one["left_nanos"]) for one in credit["grants"]] == [("acme:trial", 2 * 10**9)]
     assert office.events().count("subscription.started") == 1
+
+
+def test_a_coupon_on_fees_reduces_the_fee_of_the_plan_it_is_for(desk: Desk, office: Office) -> None:
+    apply(desk, FILE + '[coupons.START]\npercent = 20\napplies_to = "fees"\nplans = ["pro"]\n')
+    shown = desk.must("GET", "/admin/coupons")["items"]
+    assert {one["code"]: one["applies_to"] for one in shown} == {"HALF": "usage", "START": "fees"}
+    desk.must("POST", "/admin/tenants/acme/coupons", {"operation_id": operation(), "code": "START"})
+    subscribe(desk)
+    items = [(one.kind, one.amount_nanos) for one in pending_items(office.reader, "acme")]
+    assert items == [("subscription", 29 * 10**9), ("coupon", -58 * 10**8)]
+
+
+def test_a_coupon_stored_by_an_older_release_is_the_same_coupon(desk: Desk) -> None:
+    old = '{"code":"HALF","percent_ppm":500000,"amount_nanos":0,"currency":"","months":1,"redemptions_max":0,'
+    old += '"redeem_until_ns":null,"plans":[]}'
+    with desk.control.registry.database.write() as tx:
+        tx.exec_driver_sql("INSERT INTO coupon VALUES ('HALF', ?, 1)", (old,))
+    assert apply(desk)["coupons"] == []
 
 
 def test_trial_credit_is_given_once_whatever_plans_follow(desk: Desk, office: Office) -> None:

@@ -29,6 +29,7 @@ from gateway.replays import (
     ReplayStore,
     Stored,
 )
+from tests.leaks import assert_none_left, held
 from tests.unit.test_pipeline import KEY_TEXT, FakeExchange, World, refused_with
 
 NOW_S = 1_770_000_000
@@ -186,12 +187,12 @@ def test_claims_that_a_full_disk_stopped_leave_nothing_behind_when_it_recovers(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space")
 
-    open_before = len(os.listdir("/proc/self/fd"))
+    before = held()
     with monkeypatch.context() as broken:
         broken.setattr(os, fault, full)
         for number in range(CLAIMS_MAX + 1):
             assert begin(store, b"k%d" % number) is BROKEN
-    assert len(os.listdir("/proc/self/fd")) <= open_before
+    assert_none_left(before, CLAIMS_MAX)
     claimed(store, b"k0").end()
     served(store, key=b"k1")
     assert isinstance(begin(ReplayStore(tmp_path / "replay"), b"k1"), Stored)

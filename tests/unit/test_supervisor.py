@@ -25,6 +25,7 @@ from gateway.supervisor import (
     make_folders,
     running_pid,
 )
+from tests.leaks import assert_none_left, held
 
 
 def free_port() -> int:
@@ -115,13 +116,13 @@ def test_a_data_directory_has_one_supervisor(tmp_path: Path) -> None:
 def test_release_may_be_called_at_any_time_and_leaves_nothing_open(tmp_path: Path) -> None:
     supervisor = supervisor_of(tmp_path)
     supervisor.release()
-    before = len(os.listdir("/proc/self/fd"))
+    before = held()
     for _ in range(50):
         again = supervisor_of(tmp_path, workers=3)
         again.prepare()
         again.release()
         again.release()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert_none_left(before, 50)
 
 
 def test_a_failed_prepare_can_be_released_and_tried_again(tmp_path: Path) -> None:

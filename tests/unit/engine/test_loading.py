@@ -16,6 +16,7 @@ from gateway.engine.warmup import SHORT_NS, measure_short_rows
 from gateway.engine.work import Feeds
 from model_repo.config import parse_config
 from model_repo.errors import RepositoryError
+from tests.leaks import assert_none_left, held
 from tests.unit.engine.making import (
     EngineUnderTest,
     FakeExchange,
@@ -315,10 +316,10 @@ def test_loading_and_unloading_leaves_nothing_open(tmp_path: Path) -> None:
     async def nothing(_engine: EngineUnderTest) -> None: ...
 
     run_engine(tmp_path, test=nothing)
-    before = len(os.listdir("/proc/self/fd"))
+    before = held()
     for _ in range(10):
         run_engine(tmp_path, test=nothing)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert_none_left(before, 10)
 
 
 def test_the_request_parameter_priority_reaches_the_queue(tmp_path: Path) -> None:

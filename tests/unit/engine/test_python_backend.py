@@ -1,9 +1,9 @@
 """Triton's Python-backend interface beyond tensors in and out: senders, calls, context, completion, cancellation."""
 
 import asyncio
+import contextlib
 import json
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import pytest
 
 from gateway.engine.python_process import PythonLimits
 from gateway.engine.work import Work
+from tests.leaks import Held, assert_none_left, held
 from tests.unit.engine.making import (
     EngineUnderTest,
     new_work,
@@ -26,7 +27,6 @@ HEAD = """
 import asyncio, json, os, threading, time
 import numpy as np
 import triton_python_backend_utils as pb_utils
-
 """
 
 
@@ -363,18 +363,13 @@ def test_what_has_no_counterpart_here_is_refused_at_the_model(tmp_path: Path, ex
     run_engine(tmp_path, test=test)
 
 
-def _own_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if not thread.name.startswith("asyncio_")]
-
-
-def counts() -> tuple[int, int]:
-    """Descriptors, threads but those of asyncio's own pool."""
-    return len(os.listdir("/proc/self/fd")), len(_own_threads())
-
-
 def children() -> set[str]:
     """Processes that any of our threads started: servers that other tests keep running are among them."""
-    return {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found.update((task / "children").read_text().split())
+    return found
 
 
 def named_memory() -> set[str]:
@@ -386,7 +381,7 @@ def named_memory() -> set[str]:
 def cycle(tmp_path: Path, times: int) -> None:
     """Load, call with a tensor in shared memory, unload; nothing stays."""
     write_python(tmp_path, "p", python_step("y = x"), inputs=[("x", "FP32", (-1,))], outputs=[("y", "FP32", (-1,))])
-    before: list[tuple[int, int]] = []
+    before: list[Held] = []
     shared, others = named_memory(), children()
 
     async def test(engine: EngineUnderTest) -> None:
@@ -404,10 +399,9 @@ def cycle(tmp_path: Path, times: int) -> None:
             outcome.outputs = None
             await version.unload()
             if number == 1:
-                before.append(counts())
+                before.append(held())
         assert children() <= others
-        assert counts()[0] <= before[0][0]
-        assert counts()[1] <= before[0][1]
+        assert_none_left(before[0], times - 2)
 
     run_engine(tmp_path, test=test)
     assert named_memory() <= shared

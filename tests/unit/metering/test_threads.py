@@ -16,6 +16,7 @@ from billing.usagelog.disk import LocalDisk
 from billing.usagelog.reader import UsageReader
 from gateway.clock import SystemClock
 from gateway.metering.log import LogLimits, UsageLog
+from tests.leaks import assert_none_left, held
 from tests.sim.stepped import ends_of, read_all, records_of
 from tests.sim.world import served
 
@@ -198,7 +199,6 @@ def test_nothing_is_left_open_after_many_logs(tmp_path: Path) -> None:
             await log.close()
 
     asyncio.run(main())
-    threads, handles = threading.active_count(), len(os.listdir("/proc/self/fd"))
+    before = held()
     asyncio.run(main())
-    assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) <= handles
+    assert_none_left(before, 20)

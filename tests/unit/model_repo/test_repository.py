@@ -7,6 +7,7 @@ import pytest
 
 from model_repo.errors import RepositoryError
 from model_repo.repository import ModelFolder, find_member, read_config, read_member, scan_repository
+from tests.leaks import assert_none_left, held
 
 
 def make(root: Path, *files: str) -> Path:
@@ -116,10 +117,10 @@ def test_config_must_be_text(tmp_path: Path) -> None:
 def test_no_descriptor_stays_open(tmp_path: Path) -> None:
     make(tmp_path, "m/1/model.onnx")
     folder = only(tmp_path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = held()
     for _ in range(50):
         read_member(folder, "1", "model.onnx", bytes_max=10)
         find_member(folder, "1", "model.onnx")
         with pytest.raises(RepositoryError):
             read_member(folder, "1", bytes_max=10)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert_none_left(before, 50)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.monitoring.call_log import CallLog
+from tests.leaks import assert_none_left, held
 
 
 class Later:
@@ -86,13 +87,12 @@ def test_a_full_disk_loses_lines_not_calls() -> None:
 
 
 def test_no_descriptor_and_no_thread_is_left(tmp_path: Path) -> None:
-    descriptors, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    before = held()
     for _ in range(50):
         log = CallLog(tmp_path / "calls.jsonl", Later())
         log.write(b"x\n")
         log.close()
-    assert len(os.listdir("/proc/self/fd")) <= descriptors
-    assert threading.active_count() <= threads
+    assert_none_left(before, 50)
 
 
 def test_a_full_file_is_put_aside_and_a_few_are_kept(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from gateway.net.exchange import Exchange
 from gateway.net.listener import Listener, h2_limits_of, h2_wire_limits_of
 from gateway.settings import Limits
 from gateway.wire import http2_frames as frames
+from tests.leaks import assert_none_left, held
 from tests.unit.net.fakes import RecordingApp
 from tests.unit.wire.h2_tools import GRPC, PLAIN_SETTINGS, data, head, parse
 
@@ -303,11 +304,11 @@ def test_nothing_is_left_after_many_connections() -> None:
                 await asyncio.sleep(0)
 
         await visit()
-        before = len(os.listdir("/proc/self/fd"))
+        before = held()
         for _ in range(50):
             await visit()
         await asyncio.sleep(0)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert_none_left(before, 50)
 
     play(scene)
 

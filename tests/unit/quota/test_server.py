@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
@@ -16,6 +15,7 @@ from gateway.quota.owner import Owner
 from gateway.quota.protocol import Ask, FromWorker, Hello, encode_frame
 from gateway.quota.server import QuotaServer
 from gateway.quota.store import Decision, Grant
+from tests.leaks import assert_none_left, held
 from tests.unit.quota.plans import ACME, plan_of
 
 ASK = Ask("acme", "plan", 1, 1, 1, 0, 0)
@@ -175,12 +175,12 @@ def test_connections_leave_no_descriptor_behind(tmp_path: Path) -> None:
     async def scenario(rig: Rig) -> None:
         await rig.serve()
         await (await rig.store()).close()
-        before = len(os.listdir("/proc/self/fd"))
+        before = held()
         for _ in range(20):
             await (await rig.store()).close()
         while rig.owner.workers:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
-        assert len(os.listdir("/proc/self/fd")) <= before
+        assert_none_left(before, 20)
 
     run(tmp_path, scenario)

@@ -19,15 +19,16 @@ from converters.selftest.models import mlp
 
 
 class FakeEngine:
-    """Takes a fixed time a row on a clock that all share; `hiccups` are added to its first runs."""
+    """Takes a fixed time a run and a row on a clock that all share; `hiccups` are added to its first runs."""
 
-    def __init__(self, world: "World", name: str, row_ns: int, hiccups: Sequence[int] = ()) -> None:
+    def __init__(self, world: "World", name: str, row_ns: int, hiccups: Sequence[int] = (), *, run_ns: int = 0) -> None:
         self._world, self._name, self._row_ns, self._hiccups = world, name, row_ns, list(hiccups)
+        self._run_ns = run_ns
 
     def run(self, feeds: Feeds) -> dict[str, Any]:
         self._world.order.append(self._name)
         late = self._hiccups.pop(0) if self._hiccups else 0
-        self._world.now_ns += self._row_ns * len(feeds["x"]) + late
+        self._world.now_ns += self._run_ns + self._row_ns * len(feeds["x"]) + late
         return {}
 
     def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -79,7 +80,27 @@ def test_a_round_has_as_many_runs_as_its_time_holds() -> None:
 def test_the_batch_search_ends_where_rows_per_second_do_not_grow() -> None:
     world = World()
     speeds = run(world, {"a": FakeEngine(world, "a", 30_000_000)}, (1, 2, 4, 8), rounds=3)
-    assert [speed.rows for speed in speeds["a"]] == [1, 2]
+    assert [speed.rows for speed in speeds["a"]] == [1, 2, 4]
+
+
+def test_the_batch_search_goes_on_while_any_engine_gains_by_batches() -> None:
+    world = World()
+    # At one row the steady one leads by far; from eight rows on the other does.
+    engines = {
+        "steady": FakeEngine(world, "steady", 30_000_000),
+        "batched": FakeEngine(world, "batched", 15_000_000, run_ns=100_000_000),
+    }
+    speeds = run(world, engines, (1, 2, 4, 8, 16), rounds=3)
+    assert [speed.rows for speed in speeds["batched"]] == [1, 2, 4, 8, 16]
+    assert speeds["batched"][0].rows_per_s < speeds["steady"][0].rows_per_s
+    assert speeds["batched"][-1].rows_per_s > speeds["steady"][-1].rows_per_s
+
+
+def test_one_batch_size_without_gain_does_not_end_the_search() -> None:
+    world = World()
+    # Late at the first and measured runs of two rows alone.
+    engine = FakeEngine(world, "a", 10_000_000, [0] * 5 + [90_000_000] * 5, run_ns=60_000_000)
+    assert [speed.rows for speed in run(world, {"a": engine}, (1, 2, 4), rounds=3)["a"]] == [1, 2, 4]
 
 
 def speed(median_ns: int, rows: int = 1) -> Speed:

@@ -1,17 +1,22 @@
 """The bench of money: medians, targets, what is missing and why; and the measurement itself, small."""
 
+import asyncio
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 
 from loadtests import billing_bench
 from loadtests.billing.figures import SOURCES, Figure, measure
+from loadtests.billing.leases import run_leases
 from loadtests.billing.posting import median_of, run_posting
 from loadtests.billing.report import TARGETS, as_markdown, build_document
 from loadtests.processes import BenchError
+from tests.perf.leases import PLAN
+from tests.perf.leases import measure as measure_leases
 from tests.perf.meter import measure_pump, text_of
 
 FACTS = {
@@ -118,3 +123,16 @@ def test_measured_run_posts_every_call_and_counts_growth_of_the_ledger(tmp_path:
     assert 30 < figures.ledger_bytes_per_call < 400
     assert figures.events_per_core_s == pytest.approx(1e6 / figures.meter_us)
     assert "1600 calls" in text_of(figures)
+
+
+def test_calls_out_of_leases_are_counted_to_cost_no_command() -> None:
+    figures = run_leases(2_000)
+    assert figures["commands_per_free_call"] == 0
+    assert figures["free_calls"] + figures["refills"] == figures["calls"] == 2_000
+    assert figures["host_commands"] > 0
+
+
+def test_calls_decided_one_by_one_are_no_calls_out_of_leases() -> None:
+    small = msgspec.structs.replace(PLAN, calls_per_day=100_000_000, concurrency=20)
+    with pytest.raises(RuntimeError, match="of 320 calls waited for the store: leases do not carry them"):
+        asyncio.run(measure_leases(320, small))

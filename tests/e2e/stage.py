@@ -124,8 +124,8 @@ def open_fort() -> Iterator[Stage]:
     settings = {
         "limits.body_bytes_max": str(BODY_BYTES_MAX),
         "limits.grpc_message_bytes_max": str(BODY_BYTES_MAX),
-        "limits.head_s": "1",
-        "limits.body_idle_s": "2",
+        "limits.head_s": "3",
+        "limits.body_idle_s": "3",
         "limits.keepalive_idle_s": "60",
     }
     with Tollway(settings=settings) as tollway:

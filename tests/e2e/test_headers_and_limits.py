@@ -1,7 +1,6 @@
 """What replies say of limits, ids and money, on both protocols, and that limits hold."""
 
 import re
-import threading
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -110,19 +109,13 @@ def test_a_daily_cap_is_exact_on_both_protocols(stage: Stage) -> None:
 def test_one_call_at_a_time(stage: Stage) -> None:
     stage.tollway.create_plan("alone", "free", concurrency=1)
     key = stage.new_key("alone", "alone")
-    body = {"inputs": [{"name": "x", "shape": [1, 1], "datatype": "FP32", "data": [1.5]}]}
-    statuses: list[int] = []
-
-    def occupy() -> None:
-        with stage.client(key) as client:
-            statuses.append(client.post("/v2/models/slow/infer", json=body).status_code)
-
-    thread = threading.Thread(target=occupy)
-    thread.start()
-    stage.tollway.wait(lambda: stage.gauge("tollway_calls_in_flight") >= 1, "the slow call to be in flight")
-    refused, answer = infer(stage, key), rpc(stage, key)
-    thread.join()
-    assert statuses == [200]
+    request = raw.post("/v2/models/mlp/infer", key, raw.infer_body())
+    with raw.Connection(stage.tollway.ports["http_port"]) as connection:
+        connection.send(request[:-1])
+        stage.tollway.wait(lambda: stage.gauge("tollway_calls_in_flight") >= 1, "the half call to be in flight")
+        refused, answer = infer(stage, key), rpc(stage, key)
+        connection.send(request[-1:])
+        assert connection.read().status == 200
     assert (refused.status_code, refused.json()["code"]) == (429, "concurrency_exceeded")
     assert int(refused.headers["retry-after"]) >= 1
     assert left(refused.headers["ratelimit"])["concurrency"][0] == 0

@@ -198,7 +198,7 @@ def test_leaving_a_grpc_call_that_waits(river: River, how: str) -> None:
         call = channel.unary_unary(INFER).future(
             b"\x0a\x04hold",
             metadata=[("authorization", f"Bearer {river.key}")],
-            timeout=1 if how == "deadline" else 100,
+            timeout=4 if how == "deadline" else 100,
         )
         call.add_done_callback(lambda _: ended.set())
         assert river.backend.is_in_call.wait(60)

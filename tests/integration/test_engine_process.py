@@ -1,5 +1,6 @@
 """The engine's process: start, stop, arguments, and what survives what."""
 
+import contextlib
 import json
 import os
 import signal
@@ -19,10 +20,13 @@ BODY = json.dumps({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2],
 
 
 def test_it_answers_while_loading_and_says_that_it_is_not_ready(tmp_path: Path) -> None:
-    write_python(tmp_path / "repo", "p", python_step("y = x", "time.sleep(0.5)"))
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    write_python(tmp_path / "repo", "p", python_step("y = x", f"open({str(gate)!r}).read()"))
     with running_process(tmp_path, tmp_path / "repo", wait=False) as engine:
         assert engine.get("/v2/health/live") == (200, b'{"live":true}')
         assert engine.get("/v2/health/ready")[0] == 503
+        gate.write_text("go")
         engine.wait_models()
         assert engine.get("/v2/health/ready")[0] == 200
         assert engine.stop() == 0
@@ -53,13 +57,14 @@ def test_it_stops_while_loading(tmp_path: Path) -> None:
         while not (children := _children(engine.process.pid)):
             time.sleep(0.005)
         assert engine.stop() == 0
-        assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+        assert not [pid for pid in children if _state(pid) != "Z"]
 
 
 def _children(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+            found += [int(child) for child in (task / "children").read_text().split()]
     return found
 
 
@@ -71,7 +76,8 @@ def test_a_killed_engine_leaves_no_process_and_starts_again_on_its_socket(tmp_pa
             sock.connect(str(engine.path))
             head = b"POST /v2/models/p/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(BODY)
             sock.sendall(head + BODY)  # the step is busy, and would not see its parent hang up
-            children = _children(engine.process.pid)
+            while not (children := _children(engine.process.pid)):
+                time.sleep(0.005)
             assert engine.get("/v2/models/m/infer", method="POST", body=BODY)[0] == 200
             engine.process.kill()
             engine.process.wait()

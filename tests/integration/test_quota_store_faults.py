@@ -50,7 +50,7 @@ class Rig:
         path = self._folder / f"{name}.sock"
         await server.listen(path)
         self._stack.push_async_callback(server.close)
-        keeper = StoreKeeper(owner, lambda: RedisLink(address, name, reply_s=0.2), clock=clock, loop=loop, away_s=0.05)
+        keeper = StoreKeeper(owner, lambda: RedisLink(address, name, reply_s=1.0), clock=clock, loop=loop, away_s=0.05)
         for job in (server.run(), keeper.run()):
             task = loop.create_task(job)
             self._stack.push_async_callback(asyncio.wait, [task])

@@ -162,7 +162,7 @@ def test_an_engine_that_has_hung_up_ends_the_own_thread_in_silence() -> None:
 
     before = set(threading.enumerate())
     # Long enough for the second response to meet an engine that is gone.
-    outbox = Outbox(write, gather_s=0.05)
+    outbox = Outbox(write, gather_s=0.5)
     outbox.add(part(1), blob_of(b"abcd"))
     is_up = False
     outbox.leave([2, None, True])

@@ -142,7 +142,7 @@ def test_more_sequences_than_places_are_refused_not_queued(tmp_path: Path) -> No
 
 
 def test_an_idle_sequence_loses_its_place_and_a_busy_one_does_not(tmp_path: Path) -> None:
-    write_sum(tmp_path, idle_us=200_000)
+    write_sum(tmp_path, idle_us=1_000_000)
 
     async def test(engine: EngineUnderTest) -> None:
         assert await ask(engine, 1, 1, start=True) == 101

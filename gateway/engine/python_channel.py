@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from gateway.engine.frames import Blob, FrameError, receive_frame, send_frame
-from gateway.engine.python_outbox import Gone, Outbox
+from gateway.engine.python_outbox import Gone, Outbox, gather_s_of
 from gateway.engine.tensors import DTYPES, Array, from_raw, to_raw
 
 #: Calls to other models that one process may have under way.
@@ -133,9 +133,11 @@ class Channel:
     def remember(self, number: int, asked: Any) -> None:
         """`asked` is a weak reference to an `Asked`."""
         self._asked[number] = asked
+        self._outbox.gather_s = gather_s_of(len(self._asked))
 
     def forget(self, number: int) -> None:
         self._asked.pop(number, None)
+        self._outbox.gather_s = gather_s_of(len(self._asked))
 
     def call(self, head: dict[str, Any], blob: Blob, on_answer: OnAnswer) -> int:
         """Ask the engine for an inference of another model; returns the call's number.

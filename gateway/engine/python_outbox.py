@@ -2,9 +2,10 @@
 
 Runs in the child only, on the standard library.
 
-A response that comes long enough after the last frame leaves at once. Those that follow within `GATHER_S` wait for the
-rest of it and share a frame: one write, one read, one turn of the engine's loop for all of them instead of each. No
-response waits longer, whatever else happens: a thread sees to that, and sleeps while none waits.
+A response that comes long enough after the last frame leaves at once. Those that follow within the time to gather wait
+for the rest of it and share a frame: one write, one read, one turn of the engine's loop for all instead of each.
+The more requests are open, the longer that time may be, for each of them is answered the more rarely. No response waits
+longer, whatever else happens: a thread sees to that, and sleeps while none waits.
 """
 
 import contextlib
@@ -15,8 +16,11 @@ from typing import Any, Final
 
 from gateway.engine.frames import Blob
 
-#: Far below what a reader of text notices, and many times what a frame costs.
+#: The time to gather, for up to 16 open requests: far below what a reader of text notices, and many times what a frame
+#: costs. Above, what each of them adds, and the most.
 GATHER_S: Final = 0.002
+GATHER_EACH_S: Final = 0.000125
+GATHER_S_MAX: Final = 0.008
 #: Responses with more bytes leave at once and alone: copying them would cost more than a frame.
 SMALL_BYTES_MAX: Final = 4096
 #: Of one frame.
@@ -33,13 +37,19 @@ Write = Callable[[dict[str, Any], Blob | None], None]
 Part = list[Any]
 
 
+def gather_s_of(open_count: int) -> float:
+    """The time to gather while so many requests are open."""
+    return min(max(GATHER_S, open_count * GATHER_EACH_S), GATHER_S_MAX)
+
+
 class Outbox:
     """Thread-safe. What `write` raises is raised by the call that wrote; `Gone` ends the own thread."""
 
     def __init__(self, write: Write, now_s: Callable[[], float] = time.monotonic, gather_s: float = GATHER_S) -> None:
         self._write = write
         self._now = now_s
-        self._gather_s = gather_s
+        #: See `gather_s_of`; may be set at any time, and counts from the next response on.
+        self.gather_s = gather_s
         self._parts: list[Part] = []
         self._blob = Blob()
         self._written_s = -gather_s
@@ -64,7 +74,7 @@ class Outbox:
                 return
             _rebase(part, self._blob.add(b"".join(blob.parts)) if blob.size else 0)
             self._parts.append(part)
-            if self._now() - self._written_s >= self._gather_s or len(self._parts) >= PARTS_MAX:
+            if self._now() - self._written_s >= self.gather_s or len(self._parts) >= PARTS_MAX:
                 self._flush()
             elif len(self._parts) == 1:
                 self._see_to_it()
@@ -102,7 +112,7 @@ class Outbox:
                 while not self._parts:
                     self._is_asleep = True
                     self._changed.wait()
-                left_s = self._written_s + 2 * self._gather_s - self._now()
+                left_s = self._written_s + 2 * self.gather_s - self._now()
                 if left_s > 0:
                     self._changed.wait(left_s)
                 else:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.engine.frames import Blob
-from gateway.engine.python_outbox import GATHER_S, PARTS_MAX, SMALL_BYTES_MAX, Gone, Outbox
+from gateway.engine.python_outbox import GATHER_S, GATHER_S_MAX, PARTS_MAX, SMALL_BYTES_MAX, Gone, Outbox, gather_s_of
 
 Frames = list[tuple[dict[str, Any], bytes]]
 
@@ -67,6 +67,26 @@ def test_responses_close_upon_each_other_share_a_frame_in_order() -> None:
     assert [one[0] for one in head["parts"]] == [2, 3, 2, 4]
     found = [data[t[3] : t[3] + t[4]] for one in head["parts"] if one[1] for t in one[1]["outputs"]]
     assert found == [b"efgh", b"ijkl", b"mnop"]
+
+
+@pytest.mark.parametrize(
+    ("open_count", "gather_s"), [(0, GATHER_S), (1, GATHER_S), (16, GATHER_S), (32, 0.004), (64, 0.008), (1024, 0.008)]
+)
+def test_the_more_requests_are_open_the_longer_their_responses_are_gathered(open_count: int, gather_s: float) -> None:
+    assert gather_s_of(open_count) == pytest.approx(gather_s)
+
+
+def test_a_time_that_has_grown_counts_from_the_next_response_on() -> None:
+    clock, frames = Clock(), Frames()
+    outbox = opened(clock, frames)
+    outbox.add(part(1), blob_of(b"abcd"))
+    outbox.gather_s = GATHER_S_MAX
+    clock.now_s += GATHER_S
+    outbox.add(part(2), blob_of(b"efgh"))
+    assert len(frames) == 1
+    clock.now_s += GATHER_S_MAX - GATHER_S
+    outbox.add(part(3), blob_of(b"ijkl"))
+    assert [len(head["parts"]) for head, _ in frames] == [1, 2]
 
 
 def test_the_memory_of_a_response_is_free_when_it_is_taken() -> None:

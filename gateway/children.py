@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from gateway.core_dumps import forbid_core_dumps
+
 _PR_SET_PDEATHSIG: Final = 1
 _BACKOFF_FIRST_S: Final = 0.1
 _BACKOFF_MAX_S: Final = 5.0
@@ -25,9 +27,10 @@ _FAULT_SIGNALS: Final = frozenset({signal.SIGSEGV, signal.SIGBUS, signal.SIGILL,
 FAILPOINT_DIR_VARIABLE: Final = "TOLLWAY_FAILPOINT_DIR"
 
 
-def _die_with_parent() -> None:
-    """Runs in the child between fork and exec."""
+def _before_exec() -> None:
+    """Runs in the child between fork and exec: it dies with its parent, and leaves no core file."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    forbid_core_dumps()
 
 
 class Child:
@@ -103,7 +106,7 @@ class Child:
                 stdout=self._log,
                 stderr=self._log,
                 process_group=0,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_before_exec,
                 env=_environment(self.role, self.compiled),
             )
         except BaseException:

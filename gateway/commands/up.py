@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.core_dumps import forbid_core_dumps
 from gateway.errors import SettingsError
 from gateway.monitoring.exporter import MachineCollector, serve_metrics
 from gateway.settings import Settings, load_settings
@@ -79,6 +80,7 @@ def show_bootstrap_token(settings: Settings, say: Callable[[str], None]) -> str 
 
 def run_supervisor(settings: Settings, on_ready: Callable[[Supervisor], None]) -> int:
     """Run until a signal; returns the exit code. What cannot start is one clear line and exit code 2."""
+    forbid_core_dumps()
     supervisor = Supervisor(settings, stderr_say)
     try:
         supervisor.prepare()

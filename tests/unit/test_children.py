@@ -112,3 +112,21 @@ def test_a_child_that_ends_for_another_reason_keeps_its_compiled_modules(
     seen, said = run_compiled(tmp_path, monkeypatch, end)
     assert seen == [["True", f"{tmp_path / 'built'}:known"]] * 2
     assert len(said) == 1
+
+
+def test_a_child_leaves_no_core_file(tmp_path: Path) -> None:
+    """I29, tests/unit/test_core_dumps.py: what holds for the process holds for what the supervisor starts."""
+    told = tmp_path / "told"
+
+    async def scene() -> None:
+        text = "import resource\nbound = resource.getrlimit(resource.RLIMIT_CORE)\n"
+        text += "kept = open('/proc/self/coredump_filter').read().strip('0\\n')\n"
+        text += f"open({str(told)!r}, 'w').write(f'{{bound}} {{kept}}')\nos.write({{}}, b'ready'); signal.pause()"
+        child = Child("child", lambda fd: script(text.replace("{}", str(fd))), say=lambda _: None)
+        async with asyncio.timeout(LIMIT_S):
+            child.start()
+            await child.is_ready.wait()
+            assert await child.stop(signal.SIGTERM, LIMIT_S)
+
+    asyncio.run(scene())
+    assert told.read_text() == "(0, 0) "

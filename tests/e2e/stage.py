@@ -47,7 +47,7 @@ class Stage:
     def client(self, key: str | None = None, **options: Any) -> httpx.Client:
         """Plain HTTP/1.1 with the stage's key, another, or none ("")."""
         headers = self.auth if key is None else {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.tollway.http_url, headers=headers, trust_env=False, timeout=30, **options)
+        return httpx.Client(base_url=self.tollway.http_url, headers=headers, trust_env=False, timeout=60, **options)
 
     def gauge(self, name: str) -> float:
         """Sum of a metric over its labels."""
@@ -56,7 +56,7 @@ class Stage:
 
 def read_gauge(tollway: Tollway, name: str) -> float:
     """Sum of a metric over its labels, from the merged scrape."""
-    text = httpx.get(f"http://127.0.0.1:{tollway.ports['metrics_port']}/metrics", trust_env=False, timeout=10).text
+    text = httpx.get(f"http://127.0.0.1:{tollway.ports['metrics_port']}/metrics", trust_env=False, timeout=60).text
     lines = [line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} "))]
     assert lines, f"no {name} in\n{text}"
     return sum(float(line.rpartition(" ")[2]) for line in lines)

@@ -136,7 +136,7 @@ def _connect(tollway: Tollway) -> socket.socket:
 
 
 def _in_flight(tollway: Tollway) -> float:
-    text = httpx.get(f"http://127.0.0.1:{tollway.ports['metrics_port']}/metrics", trust_env=False).text
+    text = httpx.get(f"http://127.0.0.1:{tollway.ports['metrics_port']}/metrics", trust_env=False, timeout=60).text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("tollway_calls_in_flight"))
 
 

@@ -6,6 +6,7 @@ A feature is a function of a door that gives what a caller sees. Whatever differ
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from gateway.engine.messages import message_json
-from tests.e2e.harness import Tollway
+from tests.e2e.harness import WAIT_S, Tollway
 from tests.e2e.real_triton import RealTriton, is_installed
 from tests.e2e.rpc import Answer, call
 
@@ -262,8 +263,10 @@ def grpc_shared_memory(door: Door) -> Any:
 
 
 def wait_for(is_so: Callable[[], bool]) -> None:
-    """Triton answers an unload before it has unloaded; each look is a call, so this ends by calls, not by time."""
-    assert any(is_so() for _ in range(2000))
+    """Triton answers an unload before it has unloaded; each look is a call."""
+    end_s = time.monotonic() + WAIT_S
+    while not is_so():
+        assert time.monotonic() < end_s, "the model does not go"
 
 
 #: Feature of the page → what each protocol shows of it. `repository` comes last: it takes the model away for a moment.

@@ -262,8 +262,8 @@ def test_calls_to_triton_are_metered_by_our_own_count(
 def test_faults_of_triton_pass_and_are_free(tollway: Tollway, triton: RealTriton, auth: dict[str, str]) -> None:
     body = {"inputs": [{**X, "shape": [1, 3], "data": [1, 2, 3]}]}
     path = "/v2/models/remote/infer"
-    ours = httpx.post(tollway.http_url + path, json=body, headers=auth, trust_env=False)
-    theirs = httpx.post(triton.url + path, json=body, trust_env=False)
+    ours = httpx.post(tollway.http_url + path, json=body, headers=auth, trust_env=False, timeout=60)
+    theirs = httpx.post(triton.url + path, json=body, trust_env=False, timeout=60)
     assert (ours.status_code, ours.content) == (theirs.status_code, theirs.content)
     assert ours.headers["tollway-charge"].startswith("0 USD; reason=not_billable")
     answer = call(tollway.grpc_address, infer_request(1, "remote", 3), *auth.items())

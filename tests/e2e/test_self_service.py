@@ -55,7 +55,9 @@ def test_control_s_door_for_workers_opens_nothing_but_self_service(stage: Stage)
     """Even a worker that were taken over could not act as the operator."""
     path = stage.tollway.data_dir / "run" / "me.sock"
     assert path.stat().st_mode & 0o777 == 0o600
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://me", trust_env=False) as client:
+    with httpx.Client(
+        transport=httpx.HTTPTransport(uds=str(path)), base_url="http://me", trust_env=False, timeout=60
+    ) as client:
         for target in ("/admin/status", "/admin/keys", "/", "/readyz", "/openapi.json", "/psp/stripe", "/mex"):
             assert client.get(target, headers={"host": "me"}).status_code == 404, target
         assert client.get("/me").status_code == 401

@@ -137,7 +137,7 @@ def test_events_and_single_answers_over_http(tollway: Tollway, key: str, request
         assert (reply.json()["y"], reply.headers["tollway-charge"].split(";")[0]) == (0, "0.00101 USD")
         assert client.post(f"{url}/generate", json={"x": 2}).status_code == 501
         assert client.post(f"{tollway.http_url}/v2/models/none/generate_stream", json={"x": 1}).status_code == 404
-        assert httpx.post(f"{url}/generate_stream", json={"x": 1}, trust_env=False).status_code == 401
+        assert httpx.post(f"{url}/generate_stream", json={"x": 1}, trust_env=False, timeout=60).status_code == 401
     assert bills(tollway, request) == [(1, CALL + ROW), (100, CALL + 100 * ROW)]
 
 

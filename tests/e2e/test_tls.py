@@ -66,7 +66,7 @@ class TlsTollway(Tollway):
     def _get(self, path: str) -> int:
         context = ssl.create_default_context(cafile=str(self.certificate))
         with (
-            socket.create_connection(("127.0.0.1", self.ports["http_port"]), 10) as plain,
+            socket.create_connection(("127.0.0.1", self.ports["http_port"]), 60) as plain,
             context.wrap_socket(plain, server_hostname="localhost") as sock,
         ):
             sock.sendall(f"GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n".encode())
@@ -100,7 +100,7 @@ class Safe:
         if protocols:
             context.set_alpn_protocols(protocols)
         with (
-            socket.create_connection(("127.0.0.1", self.tollway.ports[port]), 20) as plain,
+            socket.create_connection(("127.0.0.1", self.tollway.ports[port]), 60) as plain,
             context.wrap_socket(plain, server_hostname="localhost") as sock,
         ):
             yield sock
@@ -148,14 +148,14 @@ def test_old_tls_is_refused(safe: Safe) -> None:
     with pytest.warns(DeprecationWarning):
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     with (
-        socket.create_connection(("127.0.0.1", safe.tollway.ports["http_port"]), 20) as plain,
+        socket.create_connection(("127.0.0.1", safe.tollway.ports["http_port"]), 60) as plain,
         pytest.raises((ssl.SSLError, ConnectionError)),
     ):
         context.wrap_socket(plain, server_hostname="localhost")
 
 
 def test_plain_text_on_a_tls_port_gets_nothing(safe: Safe) -> None:
-    with socket.create_connection(("127.0.0.1", safe.tollway.ports["http_port"]), 20) as sock:
+    with socket.create_connection(("127.0.0.1", safe.tollway.ports["http_port"]), 60) as sock:
         sock.sendall(b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
         try:
             data = sock.recv(4096)

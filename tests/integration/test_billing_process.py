@@ -87,7 +87,7 @@ def test_from_usage_to_a_paid_invoice_that_the_tenant_sees(running: ControlProce
     assert told(running, "reconcile")["is_ok"]
     key = told(running, "keys", "create", "--tenant", "acme", "--scope", "read")["key"]
     headers = {"authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=running.url, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=running.url, headers=headers, trust_env=False, timeout=60) as client:
         assert client.get("/me/balance").json()["owed_nanos"] == 0
         assert [one["number"] for one in client.get("/me/invoices").json()["items"]] == ["INV-000001"]
         limits = {one["name"]: one for one in client.get("/me/limits").json()["limits"]}

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typer.testing import CliRunner, Result
 from gateway.auth.keyring import Keyring, Principal
 from gateway.cli import build_app
 from gateway.snapshot import read_snapshot
+from tests.e2e.harness import free_ports
 from tests.unit.billing.making import MeterProcess, call, marked, write_dead_epoch
 
 
@@ -27,7 +27,7 @@ class ControlProcess:
 
     def __init__(self, data_dir: Path, *arguments: str, port: int | None = None) -> None:
         self.data_dir = data_dir
-        self.port = port or free_port()
+        self.port = port or free_ports(1)[0]
         self._ready_fd, child_fd = os.pipe()
         self.process = subprocess.Popen(
             [
@@ -62,7 +62,7 @@ class ControlProcess:
 
     def local(self) -> httpx.Client:
         transport = httpx.HTTPTransport(uds=str(self.data_dir / "run" / "control.sock"))
-        return httpx.Client(transport=transport, base_url="http://control", trust_env=False)
+        return httpx.Client(transport=transport, base_url="http://control", trust_env=False, timeout=60)
 
     @property
     def url(self) -> str:
@@ -78,12 +78,6 @@ class ControlProcess:
         if self.process.stderr is not None:
             self.process.stderr.close()
         os.close(self._ready_fd)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +109,7 @@ def test_both_doors_and_every_file_are_as_promised(control: ControlProcess) -> N
     with control.local() as client:
         assert client.get("/admin/status").status_code == 200
     token = (run_dir / "bootstrap-token").read_text().strip()
-    with httpx.Client(base_url=control.url, trust_env=False) as client:
+    with httpx.Client(base_url=control.url, trust_env=False, timeout=60) as client:
         assert client.get("/readyz").json() == {"ready": True}
         assert client.get("/admin/status").status_code == 401
         assert client.get("/admin/status", headers={"authorization": f"Bearer {token}"}).status_code == 200
@@ -258,7 +252,7 @@ def test_what_goes_wrong_is_one_line_that_says_what_to_do(control: ControlProces
 def test_remote_errors_are_told_without_the_token(control: ControlProcess) -> None:
     env = {"TOLLWAY_ADMIN_TOKEN": "canary-token"}
     wrong = tollway(control, "keys", "list", "--api", control.url, env=env)
-    gone = tollway(control, "keys", "list", "--api", f"http://127.0.0.1:{free_port()}", env=env)
+    gone = tollway(control, "keys", "list", "--api", f"http://127.0.0.1:{free_ports(1)[0]}", env=env)
     strange = tollway(control, "keys", "list", "--api", "ftp://x", env=env)
     assert "the admin token is wrong" in wrong.stderr
     assert "control is not running at" in gone.stderr

@@ -25,13 +25,8 @@ from gateway.supervisor import (
     make_folders,
     running_pid,
 )
+from tests.e2e.harness import free_ports
 from tests.leaks import assert_none_left, held
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def settings_of(tmp_path: Path, **changes: object) -> Settings:
@@ -42,8 +37,8 @@ def settings_of(tmp_path: Path, **changes: object) -> Settings:
         "backends": (Backend(name="b", http="http://127.0.0.1:1"),),
         "http_port": 0,
         "grpc_port": 0,
-        "metrics_port": free_port(),
-        "api_port": free_port(),
+        "metrics_port": free_ports(1)[0],
+        "api_port": free_ports(1)[0],
     }
     return Settings(**(values | changes))  # type: ignore[arg-type]
 
@@ -56,7 +51,7 @@ def supervisor_of(tmp_path: Path, **changes: object) -> Supervisor:
 def test_a_listening_socket_can_be_shared_by_workers(host: str) -> None:
     with bind_socket(host, 0, "http_port") as first, bind_socket(host, first.getsockname()[1], "http_port") as second:
         assert second.getsockname()[1] == first.getsockname()[1]
-        with socket.create_connection((host, first.getsockname()[1]), timeout=10):
+        with socket.create_connection((host, first.getsockname()[1]), timeout=60):
             pass
 
 

@@ -118,7 +118,7 @@ def _fill(folder: Path) -> Path:
 def _call_until_refused(tollway: Tollway, key: str) -> int:
     """Calls that were answered before the first refusal, which has to be the declared one."""
     answered = 0
-    with httpx.Client(trust_env=False, timeout=10, headers={"authorization": f"Bearer {key}"}) as client:
+    with httpx.Client(trust_env=False, timeout=60, headers={"authorization": f"Bearer {key}"}) as client:
         body = {"inputs": [{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [0.5] * 64}]}
         for _ in range(5_000):
             response = client.post(f"{tollway.http_url}/v2/models/mlp/infer", json=body)

@@ -45,7 +45,7 @@ def _address(backend: Contender) -> str:
 
 def _connect(backend: Contender) -> socket.socket:
     host, _, port = _address(backend).partition(":")
-    return socket.create_connection((host, int(port)), timeout=10)
+    return socket.create_connection((host, int(port)), timeout=60)
 
 
 def _exchange(backend: Contender, request: bytes) -> str:
@@ -168,8 +168,8 @@ def test_traceparent_is_counted_on_both_protocols(backend: Contender) -> None:
         b"POST /v2/models/bench/infer HTTP/1.1\r\nTraceParent: 00-1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
     )
     with grpc.insecure_channel(_address(backend)) as channel:
-        channel.unary_unary(GRPC_PATH)(b"", metadata=(("traceparent", "00-1"),), timeout=10)
-        channel.unary_unary(GRPC_PATH)(b"", timeout=10)
+        channel.unary_unary(GRPC_PATH)(b"", metadata=(("traceparent", "00-1"),), timeout=60)
+        channel.unary_unary(GRPC_PATH)(b"", timeout=60)
     assert backend_counters(backend)["traced"] - before == 2
 
 
@@ -226,5 +226,5 @@ def test_unix_socket_serves_the_same(backend: Contender) -> None:
 
 
 def test_health_is_open_to_urllib(backend: Contender) -> None:
-    with urlopen(f"{backend.http}/v2/health/ready", timeout=5) as reply:
+    with urlopen(f"{backend.http}/v2/health/ready", timeout=60) as reply:
         assert json.load(reply)["ready"] is True

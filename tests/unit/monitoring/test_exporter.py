@@ -190,7 +190,7 @@ def test_the_page_is_served_and_ends(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     stop = serve_metrics("127.0.0.1", port, collector_of(tmp_path))
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
             assert read(answer.read().decode())["tollway_workers", ()] == 0
     finally:
         stop()

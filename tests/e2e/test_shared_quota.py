@@ -1,4 +1,4 @@
-"""Two whole installations on one Valkey: one tenant, one limit, exactly, whatever is killed."""
+"""Two whole installations on one Valkey: one tenant, one limit, exactly, whatever is killed; a key is one's own."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,3 +81,26 @@ def test_a_rate_is_one_over_both(pair: list[Tollway]) -> None:
     codes = [call_until_decided(tollway, key).status_code for tollway, key in [*zip(pair, keys, strict=True)] * 3]
     assert codes.count(200) <= 3
     assert set(codes) <= {200, 429}
+
+
+def test_a_keyed_call_is_run_by_the_installation_that_knows_the_key_and_by_no_other(pair: list[Tollway]) -> None:
+    """I4 over hosts: replies need not be shared, since what would repeat the call elsewhere is not let in there."""
+    own, _ = keys_of(pair, "keyed", calls_per_month=1_000)
+    inputs = [{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [0.5] * 64}]
+
+    def send(tollway: Tollway) -> httpx.Response:
+        headers = {"authorization": f"Bearer {own}", "idempotency-key": "once"}
+        url = f"{tollway.http_url}/v2/models/mlp/infer"
+        return httpx.post(url, json={"inputs": inputs}, headers=headers, trust_env=False, timeout=60)
+
+    first, second = pair
+    call_until_decided(first, own)
+    answers = [send(first) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert len({answer.content for answer in answers}) == 1
+    assert [answer.headers.get("idempotency-replayed") for answer in answers] == [None, "true", "true"]
+    assert send(second).status_code == 401
+    for tollway, calls in ((first, 2), (second, 0)):
+        tollway.wait_until_posted()
+        rows = tollway.admin("GET", "/admin/usage?by=tenant&tenant=keyed")["rows"]
+        assert sum(row["calls"] for row in rows) == calls

@@ -7,7 +7,7 @@ What it leaves in the work folder: `bundle/` (the files of a version), `config.p
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -29,7 +29,7 @@ from converters.report import describe
 from converters.samples import Data, make_case, read_data
 from converters.select import PLAIN, Candidate, Choice, cost, is_worth_it, select
 from converters.signature import Signature, read_signature
-from converters.variants import Variant, build_variant
+from converters.variants import Made, Variant, build_variant, take_made
 from converters.verify import Answers, answer_all, observe, open_moved, verify
 
 BATCHES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -95,20 +95,21 @@ def build(
     progress: Progress,
     simplify: Callable[[Any], Any] = normalise,
     origin: Origin | None = None,
+    made: Mapping[str, Made] | None = None,
     timing: Timing = measure,
 ) -> dict[str, Any]:
     """Convert `source` and leave the results in `work`. Returns the report.
 
     `simplify` makes the graph that variants are built from; the self-test passes one that spoils it.
     `origin`: of a source that was exported from a framework, whose answers are then the reference.
-    `timing`: what measures; a test gives times of its own.
+    `made`: variants of toolchains, by key. `timing`: what measures; a test gives times of its own.
 
     Raises:
         ConvertError: the report so far is in `work/report.json` where variants had been built.
     """
     wanted = [(engine, precision) for engine in job.engines for precision in job.precisions]
     total = 3 + 2 * len(wanted) + len(BATCHES)
-    read = _read_source(
+    read = read_source(
         job,
         source,
         sha256,
@@ -123,10 +124,10 @@ def build(
         outcome = Outcome(engine=engine, precision=precision)
         outcomes.append(outcome)
         progress(f"build {outcome.key}", 3 + 2 * place, total)
-        variant = _try_build(outcome, read, job, work)
+        variant = try_build(outcome, read, job, work, (made or {}).get(outcome.key))
         if variant is not None:
             progress(f"verify {outcome.key}", 4 + 2 * place, total)
-            if _try_verify(outcome, variant, read, job, work):
+            if try_verify(outcome, variant, read, job, work):
                 good.append((outcome, variant))
     report = describe(read, outcomes)
     if not good:
@@ -171,7 +172,7 @@ def build(
     return report
 
 
-def _read_source(
+def read_source(
     job: Job,
     path: Path,
     sha256: str,
@@ -181,13 +182,14 @@ def _read_source(
     origin: Origin | None,
     progress: Callable[[str, int], None],
 ) -> Source:
+    """The model, looked at, simplified, and answered by the source itself. Raises: ConvertError."""
     progress("probe", 0)
     probe = probe_onnx(path)
     whole = load_whole(probe, path.parent)
     progress("normalise", 1)
     normal = simplify(whole)
     progress("reference", 2)
-    reference = _open_reference(whole, path)
+    reference = open_reference(whole, path)
     signature = observe(read_signature(whole), reference, job)
     rows = None if data is None else read_data(data, signature, job.seed, labels=job.labels)
     labels = None if rows is None else rows.labels
@@ -219,32 +221,28 @@ def write_source_cases(job: Job, path: Path, data: Path | None, work: Path) -> i
         ConvertError: as `build`.
     """
     whole = load_whole(probe_onnx(path), path.parent)
-    signature = observe(read_signature(whole), _open_reference(whole, path), job)
+    signature = observe(read_signature(whole), open_reference(whole, path), job)
     return write_cases(signature, job, None if data is None else read_data(data, signature, job.seed), work)
 
 
-def _open_reference(whole: Any, path: Path) -> Engine:
+def open_reference(whole: Any, path: Path) -> Engine:
     """The source as it is, unoptimised; from its own file where one message could not hold it."""
     is_large = whole.ByteSize() >= INLINE_BYTES_MAX
     return open_onnx(path if is_large else bytes(whole.SerializeToString()), is_optimised=False)
 
 
-def _try_build(outcome: Outcome, source: Source, job: Job, work: Path) -> Variant | None:
+def try_build(outcome: Outcome, source: Source, job: Job, work: Path, made: Made | None = None) -> Variant | None:
+    """None: it cannot be built; `outcome` says why. `made`: by a toolchain, before."""
     reason = NOT_OFFERED.get((outcome.engine, outcome.precision))
     if reason is not None:
         outcome.reason, outcome.next_step = f"not offered: {reason}", "leave it out"
         return None
-    is_batched = source.signature.batch_axis is not None
     folder = work / outcome.key
     try:
-        variant = build_variant(
-            outcome.engine,
-            outcome.precision,
-            source.normal,
-            folder,
-            source.data,
-            batched=is_batched,
-            factor=job.budgets.get(outcome.precision, 1.0),
+        variant = (
+            take_made(outcome.engine, outcome.precision, made, source.normal, folder)
+            if made is not None
+            else _build_here(outcome, source, job, folder)
         )
     except ConvertError as error:
         outcome.reason, outcome.next_step = str(error), error.next_step
@@ -253,7 +251,20 @@ def _try_build(outcome: Outcome, source: Source, job: Job, work: Path) -> Varian
     return variant
 
 
-def _try_verify(outcome: Outcome, variant: Variant, source: Source, job: Job, work: Path) -> bool:
+def _build_here(outcome: Outcome, source: Source, job: Job, folder: Path) -> Variant:
+    return build_variant(
+        outcome.engine,
+        outcome.precision,
+        source.normal,
+        folder,
+        source.data,
+        batched=source.signature.batch_axis is not None,
+        factor=job.budgets.get(outcome.precision, 1.0),
+    )
+
+
+def try_verify(outcome: Outcome, variant: Variant, source: Source, job: Job, work: Path) -> bool:
+    """Whether it answers as the source does; `outcome` says how well, or why not, and where it is first wrong."""
     names = tuple(tensor.name for tensor in source.signature.outputs)
     precision = outcome.precision
     try:
@@ -369,7 +380,7 @@ def _as_given(
     outcome.reason = outcome.next_step = ""
     outcome.method, outcome.size_bytes = method, variant.size_bytes
     outcome.speeds = [speed.to_json() for speed in plain]
-    if not _try_verify(outcome, variant, source, job, work):
+    if not try_verify(outcome, variant, source, job, work):
         outcome.status = "refused"
         return None
     outcome.status = "selected"

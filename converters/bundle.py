@@ -93,11 +93,11 @@ def _write_build(
     outcome, variant = build
     shutil.copytree(variant.folder, folder)
     engine = variant.open(tuple(tensor.name for tensor in source.signature.outputs), job.threads)
-    golden = _write_golden(folder, source, engine, outcome.precision)
+    golden = write_golden_cases(folder, source, engine, _TOLERANCE.get(outcome.precision, _TOLERANCE_INTEGER))
     certificate = Certificate(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         source=report["source"],
-        tools=tool_versions(),
+        tools={**tool_versions(), **variant.tools},
         host=host_facts(),
         variant={"engine": outcome.engine, "precision": outcome.precision, "method": outcome.method},
         calibration=report["evidence"] if outcome.precision not in _TOLERANCE else None,
@@ -124,10 +124,16 @@ def _target(engine: str, precision: str) -> Target:
     )
 
 
-def _write_golden(bundle: Path, source: "Source", engine: Engine, precision: str) -> dict[str, Any]:
-    """Some judged inputs with the variant's own answers, as many as the limit holds; the least case always."""
+def write_golden_cases(
+    bundle: Path, source: "Source", engine: Engine, share: float, *, rows_max: int = 0
+) -> dict[str, Any]:
+    """Some judged inputs with the variant's own answers, as many as the limit holds; the least case always.
+
+    `share`: of an output's RMS that it may be off by elsewhere. `rows_max`: of a case; 0: any.
+    """
     names = tuple(tensor.name for tensor in source.signature.outputs)
-    cases = [one.case for one in source.answers.known if one.case.kind in _GOLDEN_KINDS]
+    known = [one.case for one in source.answers.known if one.case.kind in _GOLDEN_KINDS]
+    cases = [case for case in known if not rows_max or case.rows <= rows_max]
     cases.sort(key=lambda case: (sum(array.nbytes for array in case.feeds.values()), case.label))
     kept: list[tuple[Tensors, Tensors]] = []
     size, squares = 0, dict.fromkeys(names, 0.0)
@@ -140,7 +146,6 @@ def _write_golden(bundle: Path, source: "Source", engine: Engine, precision: str
         for name in names:
             squares[name] = max(squares[name], _rms(outputs[name]))
     write_golden(bundle, kept)
-    share = _TOLERANCE.get(precision, _TOLERANCE_INTEGER)
     tolerance = {name: share * square + 1e-6 if square else 1e-6 for name, square in squares.items()}
     return {"cases": len(kept), "tolerance": tolerance}
 

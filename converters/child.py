@@ -39,12 +39,13 @@ class Limits:
 class Program:
     """What a child runs if it is not ours. `environment`: beside the little that every child has.
 
-    `read_paths`: all that it may read, beside its work folder.
+    `read_paths`: all that it may read, beside its work folder. `devices`: files of devices that it may use.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str]
     read_paths: tuple[Path, ...]
+    devices: tuple[Path, ...] = ()
 
 
 def run_child(
@@ -67,6 +68,7 @@ def run_child(
         "cpu_s_max": limits.time_s_max * (os.cpu_count() or 1),
         "file_bytes_max": limits.file_bytes_max,
         "read_paths": [str(path) for path in program.read_paths] if program else [],
+        "devices": [str(path) for path in program.devices] if program else [],
     }
     log = work / "child.log"
     with log.open("wb") as stderr:
@@ -164,7 +166,7 @@ def main_child(do: "Callable[[Event, list[str], Callable[[Event], None]], Any] |
 
     try:
         gaps = restrict(
-            write_folders=[Path(request["work"])],
+            write_folders=[Path(request["work"]), *(Path(path) for path in request["devices"])],
             memory_bytes_max=request["memory_bytes_max"],
             cpu_s_max=request["cpu_s_max"],
             file_bytes_max=request["file_bytes_max"],
@@ -212,7 +214,21 @@ def _do(request: Mapping[str, Any], gaps: list[str], emit: Callable[[Event], Non
         from converters.build import write_source_cases
 
         return {"cases": write_source_cases(job, source, data, work)}
+    if request["verb"] == "given":
+        from converters.nncf.given import write_given
+
+        if data is None:
+            raise ToolFailed("data", "a quantiser is given no data", next_step="report this")
+        return write_given(job, source, data, work)
     facts = request.get("facts")
     origin = Origin(work=work, facts=facts) if facts else None
-    report = build(job, source, data, work, sha256=request["sha256"], progress=progress, origin=origin)
+    if request["verb"] == "typed":
+        from converters.plans.typed import write_typed
+
+        found = write_typed(job, source, data, work, sha256=request["sha256"], progress=progress, origin=origin)
+        return {**found, "sandbox_gaps": gaps}
+    from converters.variants import Made
+
+    made = {key: Made.from_json(value) for key, value in request.get("made", {}).items()}
+    report = build(job, source, data, work, sha256=request["sha256"], progress=progress, origin=origin, made=made)
     return {"report": report, "sandbox_gaps": gaps}

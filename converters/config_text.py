@@ -10,7 +10,7 @@ from converters.job import LABELS
 from converters.signature import Signature, Tensor
 from model_repo.config import parse_config
 
-_BACKENDS: Final = {"onnxruntime": "onnxruntime", "openvino": "openvino"}
+_BACKENDS: Final = {name: name for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")}
 
 
 def make_config(

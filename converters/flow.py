@@ -7,8 +7,8 @@ cache, or build (child) → publish → reports.
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from converters.host import host_facts, tool_versions
 from converters.imports import Foreign, bring_in, open_foreign
 from converters.job import LABELS, Job
 from converters.keeping import with_source
+from converters.nncf.run import KEY as MADE_KEY
+from converters.nncf.run import find_quantiser, quantise
+from converters.plans.run import Compiler, build_plans, open_compilers
 from converters.report_html import render_report
 from converters.script import render_script
 from converters.toolchains.store import default_root
@@ -68,23 +71,24 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
         raise UsageFault("data", f"{request.data} is not there", next_step="give an npz file")
     if job.labels and request.data is None:
         raise UsageFault("labels", f"--labels '{job.labels}' is an array of --data", next_step="give --data too")
+    compilers = open_compilers(job, request.toolchains or default_root())
     request.cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="work-", dir=request.cache) as folder:
         work = Path(folder)
         sha256 = foreign.sha256 if foreign else source_digest(request.source, ())
-        key = _key(request, sha256, foreign)
+        key = _key(request, sha256, foreign, compilers)
         external: list[str] = []
         # What was built under this key was looked at then, by the same code; its weights are all in the file, since
         # with weights outside the digest, and so the key, is another.
         if foreign is None and not (request.cache / key).is_dir():
             external = _probe(request, work, on_event)
             sha256 = source_digest(request.source, external)
-            key = _key(request, sha256, foreign)
+            key = _key(request, sha256, foreign, compilers)
         with locked_entry(request.cache, key) as entry:
             report = find_entry(entry)
             is_cached = report is not None
             if report is None:
-                report = _build(request, sha256, work, on_event, foreign)
+                report = _build(request, sha256, work, on_event, foreign=foreign, compilers=compilers)
                 keep_entry(entry, work)
             published = _publish(request, entry, external, work)
     report = {
@@ -98,8 +102,12 @@ def convert(request: Request, on_event: Callable[[Event], None]) -> dict[str, An
     return report
 
 
-def _key(request: Request, sha256: str, foreign: Foreign | None) -> str:
+def _key(request: Request, sha256: str, foreign: Foreign | None, compilers: Sequence[Compiler]) -> str:
     tools = {**tool_versions(), **(foreign.key_parts() if foreign else {})}
+    for compiler in compilers:
+        tools.update(compiler.key_parts())
+    quantiser = find_quantiser(request.job, request.toolchains or default_root())
+    tools.update(quantiser.key_parts() if quantiser is not None else {})
     return cache_key(request.job, sha256, request.data, tools=tools, host=host_facts())
 
 
@@ -126,7 +134,13 @@ def _open_foreign(request: Request) -> Foreign | None:
 
 
 def _build(
-    request: Request, sha256: str, work: Path, on_event: Callable[[Event], None], foreign: Foreign | None
+    request: Request,
+    sha256: str,
+    work: Path,
+    on_event: Callable[[Event], None],
+    *,
+    foreign: Foreign | None,
+    compilers: Sequence[Compiler],
 ) -> dict[str, Any]:
     asked: dict[str, Any] = {
         "verb": "build",
@@ -142,15 +156,40 @@ def _build(
                 foreign, request.job, request.data, work, limits=request.limits, on_event=on_event
             )
             asked["source"] = str(model.absolute())
-        found = run_child(asked, work, request.limits, on_event)
+        report = _build_own(request, asked, work, on_event) if request.job.own_engines else None
+        if compilers:
+            report = build_plans(
+                asked,
+                request.job,
+                compilers,
+                work,
+                timing=request.cache / "timing",
+                limits=request.limits,
+                on_event=on_event,
+                own=report,
+            )
     except ConvertError as error:
         _keep_failure(request, work, error)
         raise
     if (work / "failures").is_dir():
         _copy_failures(request.out, work)
-    report: dict[str, Any] = found["report"]
-    report["sandbox_gaps"] = found["sandbox_gaps"]
+    assert report is not None
     (work / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _build_own(
+    request: Request, asked: Mapping[str, Any], work: Path, on_event: Callable[[Event], None]
+) -> dict[str, Any]:
+    """The variants that run here."""
+    job = replace(request.job, engines=request.job.own_engines, gpus=(), plan=())
+    full = {**asked, "job": job.to_json(), "made": {}}
+    quantiser = find_quantiser(job, request.toolchains or default_root())
+    if quantiser is not None:
+        full["made"][MADE_KEY] = quantise(quantiser, full, work, limits=request.limits, on_event=on_event)
+    found = run_child(full, work, request.limits, on_event)
+    gaps = [*found["sandbox_gaps"], *(gap for made in full["made"].values() for gap in made.get("sandbox_gaps", ()))]
+    report: dict[str, Any] = {**found["report"], "sandbox_gaps": list(dict.fromkeys(gaps))}
     return report
 
 

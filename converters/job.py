@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from converters.errors import UsageFault
+from converters.plans.recipe import PLAN_ENGINES, PLAN_PRECISIONS, check_gpus, check_options
 
+#: What runs here, and is measured; asked for where nothing else is.
 ENGINES: Final = ("onnxruntime", "openvino")
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int8_dynamic", "int8_weights", "int4_weights")
 _NO_FORM: Final = "OpenVINO's files have no such form here; ask onnxruntime for it"
 #: What an engine cannot be asked for, and why.
 NOT_OFFERED: Final[Mapping[tuple[str, str], str]] = {
-    ("openvino", "int8"): "needs NNCF, which is not part of this toolchain; onnxruntime int8 is offered",
     **{("openvino", name): _NO_FORM for name in ("int8_dynamic", "int8_weights", "int4_weights")},
 }
 #: The file of class names, beside config.pbtxt.
@@ -32,6 +33,7 @@ class Job:
     `threads` are those of one run, as the engine is told. `rounds` of measurement give one median.
     `labels`: array of the data with a label a row; `label_output`: what it is of, empty: the first that fits;
     `metric_drop`: how much of the task metric a variant may lose, a share. `class_names`: in the order of the scores.
+    `gpus`: compute capabilities that TensorRT-RTX compiles for; `plan`: words of `--plan` (converters.plans.recipe).
     """
 
     name: str
@@ -48,9 +50,11 @@ class Job:
     label_output: str = ""
     metric_drop: float = 0.01
     class_names: tuple[str, ...] = ()
+    gpus: tuple[str, ...] = ()
+    plan: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _known("--to", self.engines, ENGINES)
+        _known("--to", self.engines, (*ENGINES, *PLAN_ENGINES))
         _known("--precision", self.precisions, PRECISIONS)
         _known("--budget", self.budgets, PRECISIONS)
         _known("--optimize", (self.optimize,), ("latency", "throughput"))
@@ -65,6 +69,26 @@ class Job:
                 raise UsageFault("budget", f"--budget {precision}={factor} is outside 0..100", next_step="see --help")
         if not self.engines or not self.precisions:
             raise UsageFault("nothing", "no engine or no precision asked for", next_step="see --help")
+        check_gpus(self.gpus, self.engines)
+        check_options(self.plan, self.engines)
+        if self.plan_engines and not self.plan_precisions:
+            text = f"plans are made in {', '.join(PLAN_PRECISIONS)}, and none of them is asked for"
+            raise UsageFault("precision", text, next_step="add one to --precision")
+
+    @property
+    def own_engines(self) -> tuple[str, ...]:
+        """Of those asked for, the ones that run here."""
+        return tuple(engine for engine in self.engines if engine not in PLAN_ENGINES)
+
+    @property
+    def plan_engines(self) -> tuple[str, ...]:
+        """Of those asked for, the ones whose plans are made for GPUs."""
+        return tuple(engine for engine in self.engines if engine in PLAN_ENGINES)
+
+    @property
+    def plan_precisions(self) -> tuple[str, ...]:
+        """Those that plans are made in, in the order asked for."""
+        return tuple(precision for precision in self.precisions if precision in PLAN_PRECISIONS)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -72,7 +96,8 @@ class Job:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Job":
         """Raises: UsageFault."""
-        tuples = {key: tuple(value[key]) for key in ("engines", "precisions", "class_names") if key in value}
+        lists = ("engines", "precisions", "class_names", "gpus", "plan")
+        tuples = {key: tuple(value[key]) for key in lists if key in value}
         dims = {name: (int(low), int(high)) for name, (low, high) in value.get("dims", {}).items()}
         try:
             return cls(**{**value, **tuples, "dims": dims})

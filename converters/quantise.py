@@ -35,28 +35,45 @@ _MARGIN: Final = 0.9
 
 def quantise_static(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:
     """QDQ: ranges of activations are taken from the calibration rows."""
+    # Without VNNI, sums of unsigned times signed bytes saturate at 16 bits: one bit less keeps them in range.
+    is_reduced = not has_vnni()
+    rows = _write_static(normal, folder / "model.onnx", _require(data, "int8"), batched, is_reduced=is_reduced)
+    method = f"static QDQ, per channel, min-max over {rows} rows{', 7 bits' if is_reduced else ''}"
+    return onnx.load(str(folder / "model.onnx")), method
+
+
+def quantise_typed(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:
+    """QDQ as GPU compilers take it: symmetric on both sides, and biases stay in float."""
+    path = folder / "typed.onnx"
+    rows = _write_static(normal, path, _require(data, "int8"), batched, is_symmetric=True)
+    return onnx.load(str(path)), f"static QDQ, symmetric, per channel, min-max over {rows} rows"
+
+
+def _write_static(
+    normal: Any, path: Path, data: Data, batched: bool, *, is_reduced: bool = False, is_symmetric: bool = False
+) -> int:
+    """Returns the rows it was calibrated on."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
-    data = _require(data, "int8")
     CalibrationDataReader.register(_Reader)
     model = onnx.ModelProto()
     model.CopyFrom(normal)
-    # Without VNNI, sums of unsigned times signed bytes saturate at 16 bits: one bit less keeps them in range.
-    is_reduced = not has_vnni()
     step = _CALIBRATION_ROWS if batched else 1
+    options: dict[str, Any] = {"CalibMaxIntermediateOutputs": inner_outputs_max(-(-data.rows_calibration // step))}
+    if is_symmetric:
+        options.update(ActivationSymmetric=True, WeightSymmetric=True, QuantizeBias=False)
     quantize_static(
         model,
-        str(folder / "model.onnx"),
+        str(path),
         _Reader(data.calibration, data.rows_calibration, batched),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         reduce_range=is_reduced,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType.QInt8 if is_symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        extra_options={"CalibMaxIntermediateOutputs": inner_outputs_max(-(-data.rows_calibration // step))},
+        extra_options=options,
     )
-    method = f"static QDQ, per channel, min-max over {data.rows_calibration} rows{', 7 bits' if is_reduced else ''}"
-    return onnx.load(str(folder / "model.onnx")), method
+    return data.rows_calibration
 
 
 def inner_outputs_max(runs: int) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Final
 
-from converters.report_plot import comparison_plot
+from converters.report_plot import comparison_plot, label_of
 
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; color: #1b1f24; }
@@ -48,7 +48,10 @@ def _summary(report: Mapping[str, Any]) -> str:
         return f"<p class=error><b>Nothing was published</b> ({escape(error['rule'])}): {message}.<br>Next: {step}.</p>"
     published = report["published"]
     said = "published as" if published["is_new"] else "is already"
-    speed = f"{report['speedup']:.2f} times as fast as the plain source in ONNX Runtime"
+    ratio = report["speedup"]
+    speed = "not measured: it needs a GPU"
+    if ratio is not None:
+        speed = f"{ratio:.2f} times as fast as the plain source in ONNX Runtime"
     return f"<p><b>{escape(report['selected'])}</b> {said} version {published['version']}; {speed}.</p>"
 
 
@@ -62,7 +65,7 @@ def _table(variants: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, A
         best = f"{max(speed['rows_per_s'] for speed in speeds):,.0f}" if speeds else "–"
         why = escape(one["reason"] or one["method"]) + _task(one.get("task"))
         rows.append(
-            f"<tr><td>{escape(one['engine'])} {escape(one['precision'])}<td class={one['status']}>{one['status']}"
+            f"<tr><td>{escape(label_of(one))}<td class={one['status']}>{one['status']}"
             f"<td class=n>{latency}<td class=n>{ratio}<td class=n>{best}<td class=n>{_size(one['size_bytes'])}<td>{why}"
         )
     head = "<tr><th>Variant<th>Result<th class=n>ms, least batch<th class=n>against plain<th class=n>rows/s, best"
@@ -87,7 +90,7 @@ def _size(size_bytes: int) -> str:
 def _measured(
     variants: Sequence[Mapping[str, Any]], plain: Sequence[Mapping[str, Any]]
 ) -> list[tuple[str, Sequence[Mapping[str, Any]]]]:
-    found = [(f"{one['engine']} {one['precision']}", one["speeds"]) for one in variants if one["speeds"]]
+    found = [(label_of(one), one["speeds"]) for one in variants if one["speeds"]]
     return [("plain source", plain), *found] if plain else found
 
 
@@ -128,7 +131,7 @@ def _parity(variants: Sequence[Mapping[str, Any]]) -> str:
             cells = "".join(
                 f"<td class=n>{_figure(figures[key])}" for key in ("max_abs", "rms_rel", "cosine", "budget_used")
             )
-            label = f"{escape(one['engine'])} {escape(one['precision'])}"
+            label = escape(label_of(one))
             rows.append(f"<tr><td>{label}<td>{escape(name)}<td class=n>{figures['cases']}{cells}")
     head = "<tr><th>Variant<th>Output<th class=n>Cases<th class=n>Greatest error<th class=n>Relative RMS error"
     return f"<table>{head}<th class=n>Cosine<th class=n>Share of budget{''.join(rows)}</table>" if rows else ""

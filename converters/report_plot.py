@@ -48,6 +48,12 @@ def comparison_plot(
     return f'{head}<svg viewBox="0 0 {_WIDTH} {_TOP + len(rows) * _ROW}" role=img>{"".join(parts)}</svg>'
 
 
+def label_of(one: Mapping[str, Any]) -> str:
+    """What a variant is called: engine, precision, and the GPU that it is for, if it is for one."""
+    gpu = one.get("compute_capability")
+    return f"{one['engine']} {one['precision']}{f' {gpu}' if gpu else ''}"
+
+
 Figures = tuple[float | None, float | None, float | None]
 
 
@@ -60,7 +66,7 @@ def _row(one: Mapping[str, Any]) -> tuple[str, str, Figures]:
     errors = [figures["rms_rel"] for figures in one["per_output"].values()]
     # One that is not finite has no place on any scale, and is the worst.
     error = None if not errors else math.inf if None in errors else max(errors)
-    return f"{one['engine']} {one['precision']}", _COLOURS[one["status"]], (time, float(one["size_bytes"]), error)
+    return label_of(one), _COLOURS[one["status"]], (time, float(one["size_bytes"]), error)
 
 
 def _share(value: float | None, greatest: float) -> float:

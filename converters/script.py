@@ -32,6 +32,8 @@ def render_script(
 def _words(source: str, data: Path | None, job: Job) -> list[str]:
     words = ["tollway", "convert", source, "--name", job.name]
     words += ["--to", ",".join(job.engines), "--precision", ",".join(job.precisions)]
+    words += ["--gpu", ",".join(job.gpus)] if job.gpus else []
+    words += ["--plan", ",".join(job.plan)] if job.plan else []
     for name, (low, high) in job.dims.items():
         words += ["--dim", f"{name}={low}..{high}"]
     for name, factor in job.budgets.items():

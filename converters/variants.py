@@ -2,8 +2,9 @@
 
 import contextlib
 import io
-from collections.abc import Callable
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,12 +13,35 @@ import onnx
 from converters.engines import Engine, first_line, import_openvino, open_onnx, open_openvino
 from converters.errors import ConvertError, ToolFailed
 from converters.normalise import INLINE_BYTES_MAX, save_model
-from converters.quantise import quantise_dynamic, quantise_static, quantise_weights
+from converters.quantise import quantise_dynamic, quantise_static, quantise_typed, quantise_weights
 from converters.samples import Data
 
-FILES: Final = {"onnxruntime": "model.onnx", "openvino": "model.xml"}
+#: `typed`: a graph with its types written in, which plans are compiled from.
+FILES: Final = {"onnxruntime": "model.onnx", "openvino": "model.xml", "typed": "typed.onnx"}
 #: (normal form, folder to fill, real inputs, are they a batch, factor on the error budget) → (graph, what was done)
 Builder = Callable[[Any, Path, Data | None, bool, float], tuple[Any, str]]
+_FLOAT16: Final = "weights and operators in float16, inputs and outputs as before"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A variant that a toolchain of its own made before: its files, or the reason why there are none."""
+
+    folder: Path | None
+    method: str
+    tools: Mapping[str, str]
+    reason: str
+    next_step: str
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Made":
+        return cls(
+            folder=Path(value["folder"]) if "folder" in value else None,
+            method=str(value.get("method", "")),
+            tools=dict(value.get("tools", {})),
+            reason=str(value.get("reason", "")),
+            next_step=str(value.get("next_step", "")),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +53,8 @@ class Variant:
     folder: Path
     origin: Any
     method: str
+    #: Versions of tools beyond those of every conversion, by name.
+    tools: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -50,7 +76,8 @@ class Variant:
 def open_variant(engine: str, path: Path, outputs: tuple[str, ...], threads: int) -> Engine:
     if engine == "openvino":
         return open_openvino(path, outputs, threads=threads)
-    return open_onnx(path, threads=threads)
+    # What a typed graph says, not what this CPU's integer kernels make of it (they may saturate).
+    return open_onnx(path, threads=threads, is_optimised=engine != "typed")
 
 
 def build_variant(
@@ -75,6 +102,20 @@ def build_variant(
     return Variant(engine=engine, precision=precision, folder=folder, origin=origin, method=method)
 
 
+def take_made(engine: str, precision: str, made: Made, normal: Any, folder: Path) -> Variant:
+    """The variant of a toolchain, its files copied to the new `folder`. `normal`: the graph that it was made from.
+
+    Raises:
+        ToolFailed: the toolchain made none.
+    """
+    if made.folder is None:
+        raise ToolFailed("build", made.reason, next_step=made.next_step)
+    shutil.copytree(made.folder, folder)
+    return Variant(
+        engine=engine, precision=precision, folder=folder, origin=normal, method=made.method, tools=made.tools
+    )
+
+
 def _onnx_fp32(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:
     if normal.ByteSize() >= INLINE_BYTES_MAX:
         save_model(normal, folder / "model.onnx")
@@ -87,13 +128,29 @@ def _onnx_fp32(normal: Any, folder: Path, data: Data | None, batched: bool, fact
 
 
 def _onnx_fp16(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:
+    typed = to_float16(normal)
+    save_model(typed, folder / "model.onnx")
+    return typed, _FLOAT16
+
+
+def to_float16(normal: Any) -> Any:
+    """A copy with weights and operators in float16; inputs and outputs stay as they are."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     typed = onnx.ModelProto()
     typed.CopyFrom(normal)
-    typed = convert_float_to_float16(typed, keep_io_types=True)
-    save_model(typed, folder / "model.onnx")
-    return typed, "weights and operators in float16, inputs and outputs as before"
+    return convert_float_to_float16(typed, keep_io_types=True)
+
+
+def _typed_fp32(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:
+    save_model(normal, folder / FILES["typed"])
+    return normal, "the simplified graph in its own types"
+
+
+def _typed_fp16(normal: Any, folder: Path, data: Data | None, batched: bool, factor: float) -> tuple[Any, str]:
+    typed = to_float16(normal)
+    save_model(typed, folder / FILES["typed"])
+    return typed, _FLOAT16
 
 
 def _openvino(precision: str) -> Builder:
@@ -118,6 +175,9 @@ _BUILDERS: Final[dict[tuple[str, str], Builder]] = {
     ("onnxruntime", "int8_dynamic"): quantise_dynamic,
     ("onnxruntime", "int8_weights"): quantise_weights(8),
     ("onnxruntime", "int4_weights"): quantise_weights(4),
+    ("typed", "fp32"): _typed_fp32,
+    ("typed", "fp16"): _typed_fp16,
+    ("typed", "int8"): quantise_typed,
     ("openvino", "fp32"): _openvino("fp32"),
     ("openvino", "fp16"): _openvino("fp16"),
 }

@@ -45,7 +45,13 @@ def _mount() -> None:
 
 
 def run(request: Mapping[str, Any], gaps: list[str], emit: Callable[[Mapping[str, Any]], None]) -> Any:
-    """Do `verb` export or answer. Imported behind the limits: these load the frameworks."""
+    """Do `verb` export or answer, plan or quantise. Imported behind the limits: these load the frameworks."""
+    if request["verb"] == "quantise":
+        return _quantise(request, gaps, emit)
+    if request["verb"] == "plan":
+        from converters.plans.serve import serve_plans
+
+        return {**serve_plans(request, emit), "sandbox_gaps": gaps}
     from converters.errors import ConvertError, ToolFailed
     from converters.importers.protocol import Asked, parse_inputs
     from converters.importers.steps import answer_cases, export_source, first_line
@@ -72,6 +78,15 @@ def run(request: Mapping[str, Any], gaps: list[str], emit: Callable[[Mapping[str
         # Frameworks raise whatever they meet in a file.
         text = f"{asked.format}: {type(error).__name__}: {first_line(error)}"
         raise ToolFailed("import", text, next_step="check that the file loads in its own framework") from error
+
+
+def _quantise(request: Mapping[str, Any], gaps: list[str], emit: Callable[[Mapping[str, Any]], None]) -> Any:
+    from converters.nncf.quantise import serve_quantise
+
+    def progress(step: str, done: int, total: int) -> None:
+        emit({"ev": "progress", "step": step, "done": done, "total": total})
+
+    return {**serve_quantise(request, progress), "sandbox_gaps": gaps}
 
 
 if __name__ == "__main__":

@@ -102,6 +102,33 @@ TOOLCHAINS: Final = (
         requirements=("mindspore==2.10.0", "numpy<2", "onnx"),
         installed_mib=2900,
     ),
+    Toolchain(
+        name="nncf",
+        title="NNCF",
+        framework="nncf",
+        # It reads no models of others: it quantises ours for OpenVINO.
+        formats=(),
+        requirements=("nncf==3.4.0", "openvino==2026.4.1", "onnx>=1.21"),
+        installed_mib=550,
+    ),
+    Toolchain(
+        name="tensorrt_rtx",
+        title="TensorRT-RTX",
+        framework="tensorrt-rtx-cu12-bindings",
+        formats=(),
+        # The package of the plain name is built while it is installed; these two are what it brings.
+        requirements=("tensorrt-rtx-cu12-bindings==1.7.1.116", "tensorrt-rtx-cu12-libs==1.7.1.116"),
+        installed_mib=280,
+    ),
+    Toolchain(
+        name="tensorrt",
+        title="TensorRT",
+        framework="tensorrt-cu13-bindings",
+        formats=(),
+        # The binding alone: its libraries are in no package index that is reached here, and belong to the host.
+        requirements=("tensorrt-cu13-bindings==11.4.0.106",),
+        installed_mib=60,
+    ),
 )
 
 

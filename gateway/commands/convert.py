@@ -24,8 +24,14 @@ def convert(
     *,
     name: Annotated[str, typer.Option(help="Name of the model in the repository.")],
     repository: Annotated[Path, typer.Option(help="Model repository in Triton's layout.")] = Path("model_repository"),
-    to: Annotated[str, typer.Option(help="Engines: onnxruntime, openvino.")] = "onnxruntime,openvino",
+    to: Annotated[
+        str, typer.Option(help="Engines: onnxruntime, openvino; plans for GPUs: tensorrt_rtx, tensorrt.")
+    ] = "onnxruntime,openvino",
     precision: Annotated[str, typer.Option(help="fp32, fp16, int8 (needs --data).")] = "fp32,fp16",
+    gpu: Annotated[
+        str, typer.Option(help="Compute capabilities that tensorrt_rtx compiles for, such as 8.6,8.9.")
+    ] = "",
+    plan: Annotated[str, typer.Option(help="How plans are built, such as tf32,batch_invariant (docs/plans.md).")] = "",
     data: Annotated[Path | None, typer.Option(help="npz file of real inputs, rows first.")] = None,
     dim: Annotated[list[str] | None, typer.Option(help="Sizes of a variable axis: NAME=LOW..HIGH.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="PRECISION=FACTOR on the allowed error.")] = None,
@@ -73,6 +79,8 @@ def convert(
             "name": name,
             "engines": [word for word in to.split(",") if word],
             "precisions": [word for word in precision.split(",") if word],
+            "gpus": [word for word in gpu.split(",") if word],
+            "plan": [word for word in plan.split(",") if word],
             "optimize": optimize,
             "batch_rows_max": batch_max,
             "threads": threads,
@@ -126,13 +134,15 @@ def _print(answer: Mapping[str, Any], out: Path, *, as_json: bool) -> None:
     said = "published" if published["is_new"] else "was already published"
     cached = " (from the cache)" if report["is_cached"] else ""
     print(f"{report['selected']} {said} as {report['name']} version {published['version']}{cached}")
-    print(f"{report['speedup']:.2f} times as fast as the plain source; report: {out / 'report.html'}")
+    ratio = report["speedup"]
+    speed = "not measured: it needs a GPU" if ratio is None else f"{ratio:.2f} times as fast as the plain source"
+    print(f"{speed}; report: {out / 'report.html'}")
 
 
 def _print_variants(report: Mapping[str, Any]) -> None:
     rows = [
         (
-            f"{one['engine']} {one['precision']}",
+            " ".join(word for word in (one["engine"], one["precision"], one.get("compute_capability")) if word),
             one["status"],
             f"{one['speeds'][0]['median_ns'] / 1e6:.3f}" if one["speeds"] else None,
             f"{max(speed['rows_per_s'] for speed in one['speeds']):,.0f}" if one["speeds"] else None,

@@ -339,7 +339,7 @@ def test_dims_and_budgets_are_read() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"engines": ("tensorrt",)},
+        {"engines": ("torchscript",)},
         {"precisions": ("fp8",)},
         {"optimize": "size"},
         {"batch_rows_max": -1},

@@ -141,7 +141,8 @@ def test_every_toolchain_has_a_lock_with_its_framework_and_every_format_an_impor
     for one in TOOLCHAINS:
         versions = locked_versions(read_locks(one))
         assert one.framework in versions, one.name
-        assert "onnx" in versions, one.name
+        # Those that read no format compile what ours wrote.
+        assert "onnx" in versions or not one.formats, one.name
         assert all(toolchain_of(name) is one for name in one.formats)
 
 

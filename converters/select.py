@@ -42,13 +42,13 @@ def select(candidates: Sequence[Candidate], plain: Sequence[Speed], optimize: st
     full = {one.engine: costs[one.key] for one in candidates if one.precision == "fp32"}
     for one in candidates:
         base = full.get(one.engine, plain_cost)
-        share = _share_won(one.speeds, bases.get(one.engine, plain))
+        share = _share_won(one.speeds, bases.get(one.engine, plain), optimize)
         if one.precision != "fp32" and share < ROUNDS_WON_MIN:
             refused[one.key] = f"not surely faster: in {share:.0%} of the rounds, {ROUNDS_WON_MIN:.0%} are asked"
         elif one.precision != "fp32" and costs[one.key] * GAIN_MIN > base:
             ratio = base / costs[one.key]
             refused[one.key] = f"not faster: {ratio:.2f}x of fp32, at least {GAIN_MIN:.2f}x is asked of less precision"
-        elif costs[one.key] > plain_cost * PLAIN_SHARE_MAX and _is_surely_slower(one.speeds, plain):
+        elif costs[one.key] > plain_cost * PLAIN_SHARE_MAX and _is_surely_slower(one.speeds, plain, optimize):
             share = costs[one.key] / plain_cost
             refused[one.key] = (
                 f"slower than the plain source: {share:.2f} of its time, at most {PLAIN_SHARE_MAX} is allowed"
@@ -63,29 +63,34 @@ def select(candidates: Sequence[Candidate], plain: Sequence[Speed], optimize: st
 def cost(speeds: Sequence[Speed], optimize: str) -> float:
     """Nanoseconds to compare by; less is better."""
     if optimize == "throughput":
-        return min(1e9 / speed.rows_per_s for speed in speeds)
-    return float(speeds[0].median_ns)
+        return 1e9 / _deciding(speeds, optimize).rows_per_s
+    return float(_deciding(speeds, optimize).median_ns)
+
+
+def _deciding(speeds: Sequence[Speed], optimize: str) -> Speed:
+    """The batch size that is compared: the smallest, or the engine's own best. Others say nothing of the choice."""
+    return max(speeds, key=lambda speed: speed.rows_per_s) if optimize == "throughput" else speeds[0]
 
 
 def is_worth_it(speeds: Sequence[Speed], plain: Sequence[Speed], optimize: str) -> bool:
     """Faster than the plain source by more than is lost in noise: else the source itself is the better one to serve."""
     return (
         cost(speeds, optimize) * PLAIN_SHARE_MAX <= cost(plain, optimize)
-        and _share_won(speeds, plain) >= ROUNDS_WON_MIN
+        and _share_won(speeds, plain, optimize) >= ROUNDS_WON_MIN
     )
 
 
-def _is_surely_slower(speeds: Sequence[Speed], base: Sequence[Speed]) -> bool:
+def _is_surely_slower(speeds: Sequence[Speed], base: Sequence[Speed], optimize: str) -> bool:
     """It loses the rounds too. Without rounds the medians decide."""
-    has_rounds = any(speed.means_ns for speed in speeds)
-    return not has_rounds or _share_won(speeds, base) <= 1 - ROUNDS_WON_MIN
+    has_rounds = bool(_deciding(speeds, optimize).means_ns)
+    return not has_rounds or _share_won(speeds, base, optimize) <= 1 - ROUNDS_WON_MIN
 
 
-def _share_won(speeds: Sequence[Speed], base: Sequence[Speed]) -> float:
-    """Share of all rounds, at every batch size, in which the former was faster; 1 where rounds were not kept."""
+def _share_won(speeds: Sequence[Speed], base: Sequence[Speed], optimize: str) -> float:
+    """Share of the rounds in which the former was faster by row, at what is compared; 1 where rounds were not kept."""
+    one, two = _deciding(speeds, optimize), _deciding(base, optimize)
     pairs = [
-        (own, other)
-        for one, two in zip(speeds, base, strict=True)
+        (own / max(one.rows, 1), other / max(two.rows, 1))
         for own, other in zip(one.means_ns, two.means_ns, strict=True)
     ]
     return sum(own < other for own, other in pairs) / len(pairs) if pairs else 1.0

@@ -160,6 +160,19 @@ def test_less_precision_that_wins_too_few_rounds_is_refused() -> None:
     assert choice.refused["onnxruntime-int8"] == "not surely faster: in 50% of the rounds, 75% are asked"
 
 
+def test_rounds_at_other_batch_sizes_do_not_make_a_slower_variant_pass() -> None:
+    def speeds(*rows_and_ns: tuple[int, int]) -> list[Speed]:
+        return [replace(speed(ns, rows), means_ns=(float(ns),) * 5) for rows, ns in rows_and_ns]
+
+    # Slower for one row, faster by batches: for the least time of one row it is not taken.
+    slower = Candidate(
+        key="openvino-fp32", engine="openvino", precision="fp32", speeds=speeds((1, 115), (2, 150), (4, 200))
+    )
+    plain = speeds((1, 100), (2, 190), (4, 380))
+    assert "slower" in select([slower], plain, "latency").refused["openvino-fp32"]
+    assert select([slower], plain, "throughput").selected == "openvino-fp32"
+
+
 def test_an_equal_variant_is_not_refused_for_a_median_that_noise_moved() -> None:
     plain = [Speed(rows=1, median_ns=1000, worst_ns=0, rounds=4, means_ns=(900, 1000, 1000, 1100))]
     noisy = Speed(rows=1, median_ns=1050, worst_ns=0, rounds=4, means_ns=(890, 990, 1200, 1200))

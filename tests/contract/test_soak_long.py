@@ -1,4 +1,4 @@
-"""I31 and I32, by hand (`make test-long`): 64 writers for ten minutes, and a million calls with flat memory.
+"""I16, I31, I32, by hand (`make test-long`): 64 writers for ten minutes; a million calls, flat in memory, rated again.
 
 `TOLLWAY_SOAK_S` sets how long the writers write.
 """
@@ -10,16 +10,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from billing.ledger.connect import open_reader
 from billing.ledger.port import Batch, LedgerUnavailable
 from billing.ledger.postgres import open_postgres_ledger, open_postgres_reader
 from billing.ledger.sqlite import SqlLedger
 from billing.ledger.transfers import Transfer, TransferOutcome, transfer
 from billing.ledger.verify import verify_ledger
 from billing.ledger.views import balance_of
+from billing.rating import Price, PriceBook, compile_book
+from billing.rerate import rerate
 from loadtests.billing.posting import run_posting
 from tests.contract.postgres_server import PostgresServer
+from tests.perf.meter import measure_pump
 from tests.unit.billing.making import BOOK, W0, call
 
 pytestmark = pytest.mark.long
@@ -137,3 +142,28 @@ def test_a_million_calls_leave_memory_flat_and_the_ledger_small(tmp_path: Path) 
     assert figures["calls"] >= 1_000_000
     assert figures["resident_growth_kib"] < 8 * 1024
     assert figures["ledger_bytes_per_call"] < 300
+
+
+def test_a_million_calls_rated_again_by_their_pinned_version_do_not_differ(tmp_path: Path) -> None:
+    """I16: byte for byte the same run twice, and no nano between what was posted and what the pinned book says."""
+    measure_pump("sqlite", tmp_path, calls=1_000_000, pass_calls=4_000)
+    reader = open_reader(tmp_path / "ledger.db")
+    try:
+        raters = {BOOK.version: compile_book(BOOK)}
+        begun_s = time.monotonic()
+        first, second = (rerate(reader, raters, since_ns=0, until_ns=2**63 - 1) for _ in range(2))
+        print(f"a million calls rated again twice in {time.monotonic() - begun_s:.0f} s, digest {first.digest[:16]}")
+        assert msgspec.json.encode(first) == msgspec.json.encode(second)
+        assert sum(line.calls for line in first.lines) >= 1_000_000
+        assert [line for line in first.lines if line.difference_nanos] == []
+        posted = {line.tenant: 0 for line in first.lines}
+        for line in first.lines:
+            posted[line.tenant] += line.posted_nanos
+        # The journal says the same as the calls do.
+        assert {t: balance_of(reader, f"unbilled_receivable:{t}", "USD") for t in posted} == posted
+        # Another book does differ, so the comparison can fail.
+        dearer = compile_book(PriceBook(version=2, currency="USD", default=Price(per_call_nanos=1)))
+        other = rerate(reader, raters | {2: dearer}, since_ns=0, until_ns=2**63 - 1, against=2)
+        assert all(line.difference_nanos for line in other.lines)
+    finally:
+        reader.close()

@@ -71,7 +71,7 @@ test: $(VENV)/.dev .venvs/triton/.done .venvs/kserve/.done models
 	@$(BIN)/python -m pytest $(ARGS)
 
 test-long: $(VENV)/.dev models
-	@$(BIN)/python -m pytest -m long --override-ini addopts="--strict-config --strict-markers -ra" --timeout 7200 $(ARGS)
+	@$(BIN)/python -m pytest -m long --hypothesis-profile=search --override-ini addopts="--strict-config --strict-markers -ra" --timeout 7200 $(ARGS)
 
 # Frameworks' models: docs/frameworks.md. TOLLWAY_TOOLCHAINS names the folder of the environments.
 test-toolchains: $(VENV)/.dev

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.e2e.harness import Tollway
+from tests.e2e.stage import read_gauge
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -66,11 +68,14 @@ def test_without_engine_calls_get_503_and_ready_says_so_until_it_is_back(tollway
     key = _key(tollway)
     assert tollway.infer(key).status_code == 200
     pid = tollway.kill("engine")
-    tollway.wait(lambda: tollway.pids().get("engine") != pid, "the engine's end")
+    tollway.wait(lambda: tollway.pids().get("engine", pid) != pid, "the next engine")
+    # Held while it starts, so that it cannot be back before anybody has looked.
+    os.kill(tollway.pid_of("engine"), signal.SIGSTOP)
     refused = tollway.infer(key)
     assert _is_retryable(refused, "backend_unavailable"), refused.text
     assert not tollway.is_serving()
     assert tollway.is_live(), "an engine that died is no reason to restart the gateway"
+    os.kill(tollway.pid_of("engine"), signal.SIGCONT)
     # Ready means that some model is: the one that is asked may come a moment later.
     tollway.wait(lambda: tollway.infer(key).status_code == 200, "the model's return")
     assert tollway.is_serving()
@@ -84,14 +89,13 @@ def test_a_call_that_dies_with_its_engine_is_answered_and_free(tollway: Tollway)
     """A stopped engine holds the call; killed, it takes the call with it."""
     key = _key(tollway)
     os.kill(tollway.pid_of("engine"), signal.SIGSTOP)
-    with httpx.Client(trust_env=False, timeout=60) as client:
-        process = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {tollway.pid_of('engine')}"])
-        response = client.post(
-            f"{tollway.http_url}/v2/models/mlp/infer",
-            headers={"authorization": f"Bearer {key}"},
-            json={"inputs": [{"name": "x", "shape": [1, 64], "datatype": "FP32", "data": [0.5] * 64}]},
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(tollway.infer, key)
+        tollway.wait(
+            lambda: answer.done() or read_gauge(tollway, "tollway_calls_in_flight") >= 1, "the call to be under way"
         )
-        process.wait()
+        tollway.kill("engine")
+        response = answer.result()
     assert response.status_code in (502, 503), response.text
     assert response.json()["code"] in ("backend_protocol", "backend_unavailable")
     assert "tollway-call-id" in response.headers

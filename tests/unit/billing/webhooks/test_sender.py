@@ -44,7 +44,7 @@ def server(reply: bytes) -> Iterator[tuple[Target, list[bytes]]]:
     try:
         yield Target("http", "hooks.example.com", port, "/in?x=1", "127.0.0.1"), seen
     finally:
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         listener.close()
 
 

@@ -89,10 +89,15 @@ def get_installed(toolchain: Toolchain, root: Path, locks: Path = LOCKS) -> Inst
     """Raises: ToolFailed: not installed."""
     found = find_installed(toolchain, root, locks)
     if found is None:
-        text = f"the toolchain {toolchain.name} ({toolchain.title}) is not installed in {root}"
-        step = f"tollway convert toolchain install {toolchain.name} (about {toolchain.installed_mib} MiB)"
-        raise ToolFailed("toolchain_missing", text, next_step=step)
+        raise missing(toolchain, root)
     return found
+
+
+def missing(toolchain: Toolchain, root: Path) -> ToolFailed:
+    """What is said of a toolchain that is not installed."""
+    text = f"the toolchain {toolchain.name} ({toolchain.title}) is not installed in {root}"
+    step = f"tollway convert toolchain install {toolchain.name} (about {toolchain.installed_mib} MiB)"
+    return ToolFailed("toolchain_missing", text, next_step=step)
 
 
 def list_toolchains(root: Path, locks: Path = LOCKS) -> list[dict[str, object]]:

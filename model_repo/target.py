@@ -78,12 +78,12 @@ def find_misfit(target: Target, host: HostFacts, *, is_signed: bool = False) -> 
 
     `is_signed`: its signature was verified against a trusted key.
     """
-    return (
-        _machine_misfit(target, host)
-        or _runtime_misfit(target, host)
-        or _gpu_misfit(target, host.gpus)
-        or _code_misfit(target, is_signed=is_signed)
-    )
+    misfit = _machine_misfit(target, host)
+    if misfit is None:
+        # A plan needs both; a host without either is told of both.
+        missing = [_runtime_misfit(target, host), _gpu_misfit(target, host.gpus)]
+        misfit = "; ".join(one for one in missing if one) or None
+    return misfit or _code_misfit(target, is_signed=is_signed)
 
 
 def _machine_misfit(target: Target, host: HostFacts) -> str | None:

@@ -59,8 +59,9 @@ class ModelVersion:
         self.reads_context = config.platform in ("python", "ensemble") or has_ranks(config)
         self.reads_context = self.reads_context or config.sequences is not None
         self.statistics = Statistics()
-        #: What each protocol writes replies with; they go with the version.
+        #: What each protocol writes replies with, and knows requests by; they go with the version.
         self.rest_writer: Any = None
+        self.rest_forms: Any = None
         self.rpc_writer: Any = None
         self.labels: dict[str, tuple[str, ...]] = {}
         self.state = State.LOADING

@@ -16,6 +16,7 @@ from gateway.engine.model import ModelVersion
 from gateway.engine.offload import Coder
 from gateway.engine.overrides import read_parameters
 from gateway.engine.registry import Registry, model_stats
+from gateway.engine.request_forms import RequestForms
 from gateway.engine.service import BODY_BYTES_MAX, MIB, EngineCall
 from gateway.engine.tensors import Array
 from gateway.errors import Code, TollwayError
@@ -160,8 +161,20 @@ class RestServer:
             raise TollwayError(
                 Code.BODY_TOO_LARGE, f"more than {JSON_BYTES_MAX} bytes of JSON; send large tensors as binary data"
             )
-        request = decode_body(self._codec, version.interface, body, facts.header_bytes)
-        call.infer(version, servable, request)
+        if facts.header_bytes >= 0 or version.is_decoupled:
+            call.infer(version, servable, decode_body(self._codec, version.interface, body, facts.header_bytes))
+            return
+        forms: RequestForms | None = version.rest_forms
+        if forms is None:
+            forms = version.rest_forms = RequestForms(version.interface, self._codec)
+        found = forms.find(body)
+        if found is not None:
+            call.infer(version, servable, found[0], found[1])
+            return
+        request = decode_body(self._codec, version.interface, body, -1)
+        accepted = version.interface.accept(request.tensors)
+        forms.learn(body, request)
+        call.infer(version, servable, request, accepted)
 
     def _generate(self, call: EngineCall, body: Data) -> None:
         serve_generate(self._registry, call, body)

@@ -12,6 +12,7 @@ from gateway.call import Data, Headers
 from gateway.engine.body import IN_PLACE_BYTES, Body, too_large
 from gateway.engine.heads import HeadFacts, facts_of
 from gateway.engine.inference import InferRequest
+from gateway.engine.interface import Accepted
 from gateway.engine.model import ModelVersion
 from gateway.engine.tensors import Array
 from gateway.engine.work import Servable, Work
@@ -105,8 +106,10 @@ class EngineCall:
         #: Of a call whose reply may come in parts: who is told that the caller reads again.
         self.stream: Writer | None = None
 
-    def infer(self, version: ModelVersion, servable: Servable, request: InferRequest) -> None:
-        """Submit what was asked for.
+    def infer(
+        self, version: ModelVersion, servable: Servable, request: InferRequest, accepted: Accepted | None = None
+    ) -> None:
+        """Submit what was asked for; `accepted`: its tensors, where they are checked already.
 
         Raises:
             TollwayError: invalid_tensor; not_implemented, for a decoupled model.
@@ -114,7 +117,8 @@ class EngineCall:
         if version.is_decoupled:
             message = f"model '{version.name}' is decoupled: call it by ModelStreamInfer or generate_stream"
             raise TollwayError(Code.NOT_IMPLEMENTED, message)
-        accepted = version.interface.accept(request.tensors)
+        if accepted is None:
+            accepted = version.interface.accept(request.tensors)
         self.version = version
         self.request = request
         self.servable = servable

@@ -1,7 +1,9 @@
 """Owns the probing of endpoints: up or down, and which models and versions are ready.
 
 One task per endpoint asks `GET /v2/health/ready` and `POST /v2/repository/index` over the endpoint's own HTTP pool
-(gRPC-only endpoints: ServerReady). Quick while an endpoint is down, relaxed while it is up.
+(gRPC-only endpoints: ServerReady). Quick while an endpoint is down, relaxed while it is up. A refusal or a broken
+connection takes an endpoint down at once; an answer that does not come in time only when it is the third in a row: a
+busy backend is slow to answer and serves all the same, and to refuse its calls would help nobody.
 """
 
 import asyncio
@@ -16,6 +18,8 @@ from gateway.routing.router import Endpoint
 _UP_INTERVAL_S: Final = 1.0
 _DOWN_INTERVAL_S: Final = 0.1
 _ANSWER_S: Final = 2.0
+#: So many late answers in a row, and an endpoint that was up is down.
+LATE_MAX: Final = 3
 _BODY_BYTES_MAX: Final = 4 * 1024 * 1024
 
 
@@ -88,18 +92,26 @@ def parse_index(body: bytes) -> dict[str, dict[str, bool]]:
     return catalogue
 
 
-async def probe(endpoint: Endpoint) -> None:
-    """Ask once and write what was learnt into `endpoint`."""
+async def probe(endpoint: Endpoint, *, may_be_late: bool = False) -> bool:
+    """Ask once and write what was learnt into `endpoint`. Returns whether its answer was late.
+
+    `may_be_late`: an endpoint that is up stays up for this once.
+    """
     try:
         if endpoint.http is not None:
             await _probe_http(endpoint, endpoint.probe_http or endpoint.http)
         elif endpoint.grpc is not None:
             await _probe_grpc(endpoint, endpoint.grpc)
-    except (ConnectionError, TimeoutError, msgspec.DecodeError) as error:
+    except TimeoutError:
+        if not (may_be_late and endpoint.is_up):
+            endpoint.is_up, endpoint.reason = False, f"no answer within {_ANSWER_S:g} s"
+        return True
+    except (ConnectionError, msgspec.DecodeError) as error:
         endpoint.is_up = False
         endpoint.reason = str(error) or type(error).__name__
     finally:
         endpoint.state += 1
+    return False
 
 
 async def _probe_http(endpoint: Endpoint, pool: UpstreamPool) -> None:
@@ -124,9 +136,11 @@ async def _probe_grpc(endpoint: Endpoint, pool: UpstreamPool) -> None:
 
 async def watch(endpoint: Endpoint) -> None:
     """Probe for ever; run as a supervised task per endpoint."""
+    late = 0
     while True:
-        await probe(endpoint)
-        await asyncio.sleep(_UP_INTERVAL_S if endpoint.is_up and _is_settled(endpoint) else _DOWN_INTERVAL_S)
+        late = late + 1 if await probe(endpoint, may_be_late=late + 1 < LATE_MAX) else 0
+        is_calm = endpoint.is_up and not late and _is_settled(endpoint)
+        await asyncio.sleep(_UP_INTERVAL_S if is_calm else _DOWN_INTERVAL_S)
 
 
 def _is_settled(endpoint: Endpoint) -> bool:

@@ -181,8 +181,51 @@ def test_silence_times_out_and_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(health, "_ANSWER_S", 0.01)
     endpoint, pool = http_endpoint()
     asyncio.run(probe(endpoint))
-    assert (endpoint.is_up, endpoint.reason) == (False, "TimeoutError")
+    assert (endpoint.is_up, endpoint.reason) == (False, "no answer within 0.01 s")
     assert pool.cancelled == 1
+
+
+def test_a_late_answer_takes_nobody_down_but_who_is_down_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_ANSWER_S", 0.01)
+    endpoint, _ = http_endpoint()
+    assert asyncio.run(probe(endpoint, may_be_late=True))
+    assert not endpoint.is_up
+    endpoint.is_up, state = True, endpoint.state
+    assert asyncio.run(probe(endpoint, may_be_late=True))
+    assert endpoint.is_up
+    assert endpoint.state == state + 1
+    assert asyncio.run(probe(endpoint))
+    assert not endpoint.is_up
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_an_endpoint_is_down_after_three_late_answers_in_a_row(monkeypatch: pytest.MonkeyPatch, answered: int) -> None:
+    monkeypatch.setattr(health, "_ANSWER_S", 0.01)
+    monkeypatch.setattr(health, "_DOWN_INTERVAL_S", 0.0)
+    silence: Answer = lambda _listener: None  # noqa: E731
+    well = [at_once(200), at_once(200, INDEX)]
+    script = [*well, *[silence, silence, *well] * answered]
+
+    async def run() -> int:
+        endpoint, pool = http_endpoint(*script)
+        assert not await probe(endpoint)
+        assert endpoint.is_up
+        task = asyncio.create_task(watch(endpoint))
+        while endpoint.is_up:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return pool.cancelled
+
+    assert asyncio.run(run()) == 2 * answered + health.LATE_MAX
+
+
+def test_a_broken_connection_takes_an_endpoint_down_at_once() -> None:
+    endpoint, _ = http_endpoint(breaks("reset"))
+    endpoint.is_up = True
+    assert not asyncio.run(probe(endpoint, may_be_late=True))
+    assert (endpoint.is_up, endpoint.reason) == (False, "reset")
 
 
 def test_a_cancelled_question_cancels_the_request() -> None:

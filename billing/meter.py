@@ -20,11 +20,13 @@ from typing import Any, Final
 
 from billing import failpoint
 from billing.books import Books
+from billing.clock_watch import ClockWatch
 from billing.funds import FundsDesk
 from billing.invoices.desk import Desk
 from billing.invoices.verbs import all_verbs
 from billing.ledger.opening import open_ledger
 from billing.ledger.port import LedgerError, LedgerUnavailable
+from billing.ledger.sqlite import SqlLedger
 from billing.meter_client import SOCKET_NAME
 from billing.meter_socket import MeterSocket
 from billing.pricebook import load_price_book
@@ -62,10 +64,23 @@ class _Parts:
             reader = UsageReader(data_dir / "usage", positions, decode_all=Unpacker().decode_all)
             self.desk = Desk(self.ledger, all_verbs(), time.time_ns)
             self.funds = FundsDesk(self.ledger, time.time_ns)
-            self.pump = Pump(self.ledger, reader, self.books, on_posted=self.funds.on_posted)
+            self.pump = Pump(
+                self.ledger,
+                reader,
+                self.books,
+                on_posted=self.funds.on_posted,
+                clock=_clock_watch(data_dir, self.ledger),
+            )
         except BaseException:
             self.ledger.close()
             raise
+
+
+def _clock_watch(data_dir: Path, ledger: SqlLedger) -> ClockWatch | None:
+    """None where the ledger has no clock but this host's. Raises OSError, ValueError."""
+    if not ledger.has_clock:
+        return None
+    return ClockWatch(data_dir, ledger.clock_ns, wall_ns=time.time_ns, monotonic_ns=time.monotonic_ns)
 
 
 async def serve(data_dir: Path, prices: Path | None, ready_fd: int | None, *, poll_ms: int = POLL_MS_DEFAULT) -> None:

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from billing import failpoint
 from billing.books import Books
+from billing.clock_watch import ClockWatch
 from billing.events import Outcome
-from billing.intake import Intake
+from billing.intake import Intake, Judge
 from billing.ledger.port import Batch, Ledger, LedgerUnavailable, PostReport, Source
 from billing.usagelog.reader import Damaged, EpochEnded, UsageReader
 
@@ -44,8 +45,13 @@ class Pump:
         wall_ns: Callable[[], int] = time.time_ns,
         monotonic_ns: Callable[[], int] = time.monotonic_ns,
         on_posted: Callable[[PostReport], None] | None = None,
+        clock: ClockWatch | None = None,
     ) -> None:
-        """`reader` must start at the ledger's positions; `on_posted` follows each batch. Raises LedgerUnavailable."""
+        """`reader` must start at the ledger's positions; `on_posted` follows each batch. Raises LedgerUnavailable.
+
+        `clock`: where the ledger has a clock of its own.
+        """
+        self._clock = clock
         self._on_posted = on_posted
         self._ledger = ledger
         self._reader = reader
@@ -73,8 +79,14 @@ class Pump:
         try:
             self._post_all()
             self._books.refresh()
+            if self._clock is not None:
+                self._clock.beat()  # first: while the ledger's server is away nothing more is read
             is_full = self._read()
-            self._batches.extend(self._intake.take_batches(self._books.judge, self._wall_ns()))
+            judge: Judge = self._books.judge
+            if self._clock is not None:
+                self._clock.beat()  # and a step between what was stamped and now is known before it is judged
+                judge = self._clock.guard(judge)
+            self._batches.extend(self._intake.take_batches(judge, self._wall_ns()))
             self._post_all()
         except (LedgerUnavailable, OSError) as error:
             self._back_off(error)
@@ -124,6 +136,7 @@ class Pump:
             "price_versions": sorted(self._books.raters),
             "price_conflict": self._books.conflict,
             "damaged": [f"{one.instance}/{one.epoch}:{one.seq} {one.reason}" for one in self._damages],
+            "clock_skew_ns": None if self._clock is None else self._clock.skew_ns,
             "trouble": self._error,
             "failures": self._failures,
             "head": state.head.hex(),

@@ -25,7 +25,7 @@ def open_postgres_ledger(url: str) -> SqlLedger:
             ensure_postgres_schema(connection)
     except psycopg.Error as error:
         raise LedgerUnavailable(f"the ledger's database cannot be opened: {error}") from error
-    return SqlLedger(_as_sqlite(PgDatabase(url, WRITER, ddl=postgres_statements)))
+    return SqlLedger(_as_sqlite(PgDatabase(url, WRITER, ddl=postgres_statements)), has_clock=True)
 
 
 def open_postgres_reader(url: str, *, tenant: str | None = None) -> sqlite3.Connection:

@@ -43,11 +43,15 @@ OVER_LEASE: Final = "over_lease"
 
 
 class SqlLedger:
-    """The `Ledger` on an open database, which is closed with it. Not thread-safe."""
+    """The `Ledger` on an open database, which is closed with it. Not thread-safe.
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    `has_clock`: the database is a server with a clock of its own (PostgreSQL).
+    """
+
+    def __init__(self, db: sqlite3.Connection, *, has_clock: bool = False) -> None:
         self._db = db
         self._names = Names(db)
+        self.has_clock = has_clock
 
     def post(self, batch: Batch) -> PostReport:
         if len(batch.posts) > BATCH_EVENTS_MAX:
@@ -100,6 +104,14 @@ class SqlLedger:
     def counts(self, windows: Sequence[tuple[str, int]]) -> list[int]:
         with translated("counts"):
             return [self._count(tenant, since_ns) for tenant, since_ns in windows]
+
+    def clock_ns(self) -> int:
+        """What the database server's clock shows, to the microsecond. Raises LedgerUnavailable."""
+        with translated("clock"):
+            (us,) = self._db.execute(
+                "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"
+            ).fetchone()
+        return int(us) * 1_000
 
     @contextlib.contextmanager
     def journal(self) -> Iterator[Journal]:

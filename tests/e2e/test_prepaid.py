@@ -24,7 +24,8 @@ CALLERS = 1_000
 
 @pytest.fixture(scope="module")
 def tollway() -> Iterator[Tollway]:
-    with Tollway(settings={"workers": "2"}) as running:
+    # Small segments, so that the meter deletes some all the time.
+    with Tollway(settings={"workers": "2", "usage_segment_bytes": "16384"}) as running:
         running.create_plan("wallet", "prepaid")
         yield running
 
@@ -197,7 +198,7 @@ LANES = 4
     ],
 )
 def test_whoever_is_killed_the_wallet_is_exact(tollway: Tollway, roles: tuple[str, ...]) -> None:
-    def kill(role: str) -> Callable[[], None]:
+    def kill(role: str) -> Callable[[], object]:
         return lambda: tollway.wait_for_next(role, tollway.kill(role))
 
     _check_kills(tollway, f"kills-{len(roles)}", [kill(role) for role in roles])
@@ -213,14 +214,14 @@ def test_whereever_a_lease_or_a_settlement_is_cut_the_wallet_is_exact(
 ) -> None:
     killer = Killer(tollway, seed=len(points))
 
-    def kill(role: str, point: str) -> Callable[[], None]:
+    def kill(role: str, point: str) -> Callable[[], object]:
         return lambda: killer.at_failpoint(role, point, nth=1)
 
     _check_kills(tollway, f"points-{len(points)}", [kill(*point) for point in points])
     assert {name for name in killer.tally.kills if name[1] != "random"} == set(points)
 
 
-def _check_kills(tollway: Tollway, tenant: str, kills: list[Callable[[], None]]) -> None:
+def _check_kills(tollway: Tollway, tenant: str, kills: list[Callable[[], object]]) -> None:
     """Callers call while `kills` happen; then every answer is posted or a published void, and the wallet is exact."""
     key = new_tenant(tollway, tenant, 100_000)
     stop = Event()

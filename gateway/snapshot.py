@@ -57,6 +57,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     calls_per_month: int | None = None
     #: What happens while the quota owner cannot be asked: "closed" refuses (503), "lease" goes on with what is leased.
     store_down: str = "closed"
+    #: The share of a model's queue in the embedded engine, beside that of other tenants who wait there.
+    queue_weight: int = 1
+    #: The best priority level (1 is the first) that its callers get where a model has levels; 0: any.
+    priority_best: int = 0
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):

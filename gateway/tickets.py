@@ -75,7 +75,7 @@ class Ticket:
         self._policy = policy
         self.model = model
         #: As backends are told it.
-        self.tenant = principal.tenant.tenant.encode()
+        self.tenant = _told(principal)
         self.pricing = principal.plan.pricing
         self.refusal = authorize(principal, Scope.INFER, model)
         price = policy.rater.price_of(model)
@@ -159,3 +159,14 @@ class Policy:
                 self._tickets.clear()
             ticket = self._tickets[key] = Ticket(self, principal, model, version, is_grpc=is_grpc)
         return ticket
+
+
+def _told(principal: Principal) -> bytes:
+    """The tenant, and what its plan says of its place in queues: `NAME;weight=W;priority=P`, defaults left out."""
+    plan = principal.plan
+    told = principal.tenant.tenant.encode()
+    if plan.queue_weight != 1:
+        told += b";weight=%d" % plan.queue_weight
+    if plan.priority_best:
+        told += b";priority=%d" % plan.priority_best
+    return told

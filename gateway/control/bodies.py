@@ -18,6 +18,9 @@ OVERLAP_S_MAX = 30 * 86_400
 #: Counts of calls: far above any plan, and twelve orders below 64 bits.
 CALLS_MAX = 10**12
 WINDOW_S_MAX = 86_400
+QUEUE_WEIGHT_MAX = 100
+#: Levels of a model (`model_repo.scheduling`).
+PRIORITY_MAX = 64
 
 
 #: Names that open a file of the zone database, too, but are no zone, or another one on each machine.
@@ -99,6 +102,15 @@ class PlanBody(Body):
     store_down: Literal["closed", "lease"] = Field(
         default="closed",
         description='While the quota owner cannot be asked: "closed" refuses, "lease" goes on with what is leased.',
+    )
+    queue_weight: int = Field(
+        default=1,
+        ge=1,
+        le=QUEUE_WEIGHT_MAX,
+        description="Share of a model's queue beside other tenants in it.",
+    )
+    priority_best: int = Field(
+        default=0, ge=0, le=PRIORITY_MAX, description="Best priority level that callers get (1 is the first); 0: any."
     )
 
     @model_validator(mode="after")

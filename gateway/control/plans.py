@@ -179,6 +179,8 @@ def plan_of(body: PlanBody, *, version: int) -> Plan:
         calls_per_day=body.calls_per_day,
         calls_per_month=body.calls_per_month,
         store_down=body.store_down,
+        queue_weight=body.queue_weight,
+        priority_best=body.priority_best,
     )
 
 

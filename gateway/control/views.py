@@ -62,6 +62,8 @@ class PlanView(View):
     calls_per_day: int | None
     calls_per_month: int | None
     store_down: str
+    queue_weight: int
+    priority_best: int
     created_at: str | None
 
 

@@ -105,7 +105,7 @@ class Batcher:
             return
         limits = self._limits
         if self._levels is not None:
-            level = self._levels.of(work.context.priority)
+            level = self._levels.of(work)
             work.rank = 2 * level
             limits = self._levels.limits.get(level, limits)
         if work.timeout_ns or limits.timeout_ns:

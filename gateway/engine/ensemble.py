@@ -96,6 +96,8 @@ class Ensemble:
             nbytes=accepted.nbytes,
             context=work.context.of_step(),
             tenant=work.tenant,
+            weight=work.weight,
+            priority_best=work.priority_best,
         )
         own.owner = work
         progress.running[own] = step

@@ -1,10 +1,11 @@
 """HOT PATH. Owns whose turn it is in a queue that tenants share: start-time fair queueing over rows, pure.
 
-A work's `turn` is the amount of rows after which it starts if all tenants that wait are served alike; the queue is
-ordered by rank, then turn, then age. A tenant that floods the queue puts its own works behind one another, not others
-behind them. Of two tenants that wait all the time, neither is served more than one of its own works' rows and one of
-the other's ahead (Goyal, Vin, Cheng: Start-time Fair Queueing, 1996, theorem 1). Works of one tenant and rank keep
-their order. Nothing is kept of an empty queue: nobody pays for what he was served while nobody else waited.
+A work's `turn` is the amount of rows after which it starts if all tenants that wait are served by their weights (alike,
+where their plans say nothing); the queue is ordered by rank, then turn, then age. A tenant that floods the queue puts
+its own works behind one another, not others behind them. Of two tenants that wait all the time, neither is served more
+than one of its own works' rows and one of the other's ahead, each divided by its tenant's weight (Goyal, Vin, Cheng:
+Start-time Fair Queueing, 1996, theorem 1). Works of one tenant and rank keep their order. Nothing is kept of an empty
+queue: nobody pays for what he was served while nobody else waited.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from typing import Any, Final, Protocol, TypeVar
 
 #: Tenants without a work in the queue that are remembered, at most; each only while it is ahead of others.
 SHARES_MAX: Final = 4096
+#: Turns are counted in parts of a row, so that rows divide by weights: exactly by those up to 10.
+ROW_PARTS: Final = 2520
 
 
 class Turned(Protocol):
@@ -25,6 +28,8 @@ class Turned(Protocol):
     @property
     def tenant(self) -> bytes: ...
     @property
+    def weight(self) -> int: ...
+    @property
     def nbytes(self) -> int: ...
     @property
     def enqueued_ns(self) -> int: ...
@@ -34,14 +39,15 @@ Item = TypeVar("Item", bound=Turned)
 
 
 class _Share:
-    """One tenant in one rank. `finish`: rows up to which it is served or waits; `last`: turn of its last work."""
+    """One tenant in one rank. `finish`: the turn up to which it is served or waits; `last`: that of its last work."""
 
-    __slots__ = ("finish", "last", "waiting")
+    __slots__ = ("finish", "last", "waiting", "weight")
 
     def __init__(self) -> None:
         self.finish = 0
         self.last = 0
         self.waiting = 0
+        self.weight = 1
 
 
 class Turns:
@@ -71,7 +77,8 @@ class Turns:
             share = self._shares[key] = _Share()
         passed = self._passed.get(work.rank, 0)
         start = share.finish if share.finish > passed else passed
-        share.finish = start + work.rows
+        share.finish = start + _cost(work)
+        share.weight = work.weight
         if not share.waiting:
             self.waiting += 1
         elif start < share.last:
@@ -84,7 +91,7 @@ class Turns:
         """A work leaves the queue. Unserved (cancelled, out of time, pushed out) it costs its tenant nothing."""
         share = self._shares[work.rank, work.tenant]
         if not is_served:
-            share.finish -= work.rows
+            share.finish -= _cost(work)
         self._subtract(share, 1)
 
     def serve(self, batch: Sequence[Turned]) -> None:
@@ -110,20 +117,28 @@ class Turns:
                 self._passed.clear()
 
     def find_hoarder(self, work: Turned) -> bytes | None:
-        """The tenant that must give a place of a full level to `work`: who has most works there, at least two more than
-        `work`'s tenant. None: `work` has no better claim than anybody.
+        """The tenant that must give a place of a full level to `work`: who has most works there by weight, and still
+        not fewer than `work`'s tenant by its own once it has given one. None: `work` has no better claim than anybody.
         """
         if self.waiting < 2 and (work.rank, work.tenant) in self._shares:
             return None
         counts: dict[bytes, int] = {}
+        weights: dict[bytes, int] = {}
         for (rank, tenant), share in self._shares.items():
             # A level is a rank and the one of its delayed works.
             if rank | 1 == work.rank | 1 and share.waiting:
                 counts[tenant] = counts.get(tenant, 0) + share.waiting
-        hoarder = max(counts, key=counts.__getitem__, default=None)
-        if hoarder is None or counts[hoarder] < counts.get(work.tenant, 0) + 2:
+                weights[tenant] = share.weight
+        hoarder = max(counts, key=lambda tenant: counts[tenant] / weights[tenant], default=None)
+        if hoarder is None:
             return None
-        return hoarder
+        own = (counts.get(work.tenant, 0) + 1) * weights[hoarder]
+        return hoarder if hoarder != work.tenant and (counts[hoarder] - 1) * work.weight >= own else None
+
+
+def _cost(work: Turned) -> int:
+    """By how much a work puts its tenant's next one off."""
+    return work.rows * ROW_PARTS // work.weight
 
 
 def find_room(
@@ -152,21 +167,23 @@ def find_room(
 
 
 def _find_heaviest(works: Sequence[Item], work: Turned, nbytes_max: int, over: int) -> list[Item] | None:
-    """Works that free at least `over` bytes for `work`: the newest of tenants that hold more than an equal share.
+    """Works that free at least `over` bytes for `work`: the newest of tenants that hold more than their share.
 
     None: `work`'s tenant would itself hold more than its share, or that is not enough.
     """
     held: dict[bytes, int] = {work.tenant: work.nbytes}
+    weights: dict[bytes, int] = {work.tenant: work.weight}
     for one in works:
         held[one.tenant] = held.get(one.tenant, 0) + one.nbytes
-    share = nbytes_max // len(held)
-    if held[work.tenant] > share:
+        weights[one.tenant] = one.weight
+    part = nbytes_max // sum(weights.values())
+    if held[work.tenant] > part * work.weight:
         return None
     found: list[Item] = []
     for one in sorted(works, key=_age, reverse=True):
         if over <= 0:
             break
-        if held[one.tenant] > share:
+        if held[one.tenant] > part * weights[one.tenant]:
             held[one.tenant] -= one.nbytes
             over -= one.nbytes
             found.append(one)

@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from gateway.call import Data, Headers
+from gateway.engine.aliases import is_alias, version_header
 from gateway.engine.codec_json import json_data
 from gateway.engine.context import Context, read_context
 from gateway.engine.inference import timeout_ns
@@ -195,7 +196,8 @@ class _Answer:
     def _begin(self) -> None:
         if not self._is_begun:
             self._is_begun = True
-            self._call.exchange.send_head(200, _EVENTS)
+            aliased = [version_header(self._version)] if self._call.is_aliased else []
+            self._call.exchange.send_head(200, [*_EVENTS, *aliased])
 
     def on_result(self, work: Work, outputs: list[Array]) -> None:
         """The only response of an ordinary model, or the end of a decoupled one's."""
@@ -261,6 +263,7 @@ def serve_generate(registry: Registry, call: EngineCall, body: Data) -> None:
     is_stream = route.verb is Verb.MODEL_GENERATE_STREAM
     answer = _Answer(call, version, context.request_id, is_stream=is_stream)
     call.version, call.servable, call.stream = version, servable, answer
+    call.is_aliased = is_alias(route.version)
     call.work = Work(
         accepted.feeds,
         answer.on_result,
@@ -273,5 +276,7 @@ def serve_generate(registry: Registry, call: EngineCall, body: Data) -> None:
         context=context,
         on_part=answer.on_part if version.is_decoupled else None,
         tenant=call.facts.tenant,
+        weight=call.facts.weight,
+        priority_best=call.facts.priority_best,
     )
     servable.submit(call.work)

@@ -10,6 +10,7 @@ from gateway.wire.oip_target import METHODS, Route, Verb, parse_target
 
 _CODINGS: Final = ("gzip", "deflate")
 _INFER_LENGTH: Final = b"inference-header-content-length"
+_PLAN_DIGITS_MAX: Final = 4
 _DEADLINE_NS_MAX: Final = 365 * 24 * 3600 * 1_000_000_000
 
 
@@ -18,7 +19,8 @@ class HeadFacts:
 
     `header_bytes` -1: no binary extension. `coding` of the body, `accepts` for the reply: "" for identity.
     `remaining_ns` until the caller's deadline, 0: none. `extra` headers go with a refusal.
-    `tenant`: whose call it is, as the gateway says; it drops what callers send by that name.
+    `tenant`: whose call it is, as the gateway says; it drops what callers send by that name. `weight` and
+    `priority_best` are of the tenant's plan: see `Work`.
     """
 
     __slots__ = (
@@ -29,9 +31,11 @@ class HeadFacts:
         "header_bytes",
         "media_type",
         "method",
+        "priority_best",
         "remaining_ns",
         "route",
         "tenant",
+        "weight",
     )
 
     def __init__(self) -> None:
@@ -44,6 +48,8 @@ class HeadFacts:
         self.accepts = ""
         self.remaining_ns = 0
         self.tenant = b""
+        self.weight = 1
+        self.priority_best = 0
         #: A cloud's own of a binary request; its reply has the same.
         self.media_type = b""
 
@@ -72,7 +78,7 @@ def _grpc_facts(head: RequestHead) -> HeadFacts:
         elif name == b"tollway-deadline-ns":
             _read_deadline(facts, value)
         elif name == b"tollway-tenant":
-            facts.tenant = value
+            _read_tenant(facts, value)
     return facts
 
 
@@ -104,7 +110,7 @@ def _http_facts(head: RequestHead) -> HeadFacts:
         elif name == b"tollway-deadline-ns":
             _read_deadline(facts, value)
         elif name == b"tollway-tenant":
-            facts.tenant = value
+            _read_tenant(facts, value)
     if facts.media_type and facts.fault is None:
         known, facts.header_bytes = facts.header_bytes, -1
         _read_header_bytes(facts, media_size)
@@ -141,6 +147,20 @@ def _read_deadline(facts: HeadFacts, value: bytes) -> None:
         _bound(facts, min(max(int(value), 1), _DEADLINE_NS_MAX))
     else:
         facts.fault = TollwayError(Code.BAD_REQUEST, "malformed tollway-deadline-ns")
+
+
+def _read_tenant(facts: HeadFacts, value: bytes) -> None:
+    """`NAME`, or `NAME;weight=W;priority=P` where the plan says more than the defaults."""
+    words = value.split(b";")
+    facts.tenant = words[0]
+    for word in words[1:]:
+        name, _, number = word.partition(b"=")
+        if name not in (b"weight", b"priority") or not number.isdigit() or len(number) > _PLAN_DIGITS_MAX:
+            facts.fault = TollwayError(Code.BAD_REQUEST, "malformed tollway-tenant")
+        elif name == b"weight":
+            facts.weight = max(int(number), 1)
+        else:
+            facts.priority_best = int(number)
 
 
 def _bound(facts: HeadFacts, remaining_ns: int) -> None:

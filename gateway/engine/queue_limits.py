@@ -34,8 +34,11 @@ class Levels:
     default: int
     limits: Mapping[int, QueueLimits]
 
-    def of(self, priority: int) -> int:
-        return priority if 1 <= priority <= self.count else self.default
+    def of(self, work: Work) -> int:
+        """The level that a work asks for, or the best that its tenant's plan allows."""
+        priority = work.context.priority
+        level = priority if 1 <= priority <= self.count else self.default
+        return max(level, min(work.priority_best, self.count))
 
 
 def rank_of(work: Work) -> int:

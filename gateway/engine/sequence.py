@@ -195,6 +195,8 @@ class SequenceScheduler:
             nbytes=work.nbytes,
             context=context.of_step(),
             tenant=work.tenant,
+            weight=work.weight,
+            priority_best=work.priority_best,
         )
         inner.owner = (sequence, work)
         sequence.running = inner

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from gateway.call import Data, Headers
+from gateway.engine.aliases import version_header
 from gateway.engine.body import IN_PLACE_BYTES, Body, too_large
 from gateway.engine.heads import HeadFacts, facts_of
 from gateway.engine.inference import InferRequest
@@ -81,6 +82,7 @@ class EngineCall:
         "deadline_ns",
         "exchange",
         "facts",
+        "is_aliased",
         "is_over",
         "request",
         "servable",
@@ -95,6 +97,8 @@ class EngineCall:
     ) -> None:
         self.exchange = exchange
         self.facts = facts
+        #: The call named an alias: its reply says which version that was, since that is what is recorded.
+        self.is_aliased = False
         self.server = server
         self.body = body
         self.deadline_ns = deadline_ns
@@ -132,6 +136,8 @@ class EngineCall:
             timeout_ns=request.timeout_ns,
             nbytes=accepted.nbytes,
             tenant=self.facts.tenant,
+            weight=self.facts.weight,
+            priority_best=self.facts.priority_best,
         )
         if version.reads_context:
             work.context = request.context(version.interface)
@@ -176,7 +182,7 @@ class EngineCall:
     def reply_result(self, headers: Headers, lines: bytes, body: bytes) -> None:
         """The reply of an inference over HTTP, with its costs: `lines` are `headers` as HTTP/1.1 has them."""
         exchange = self.exchange
-        if not isinstance(exchange, H1Exchange):
+        if self.is_aliased or not isinstance(exchange, H1Exchange):
             self.reply(200, headers + self.cost_headers(), body)
         elif not self.is_over:
             work = self.work
@@ -195,11 +201,14 @@ class EngineCall:
         """What the gateway bills and shows of this call's work."""
         work = self.work
         assert work is not None
-        return [
+        costs = [
             (b"tollway-rows", b"%d" % work.rows),
             (b"tollway-compute-ns", b"%d" % work.compute_ns),
             (b"tollway-queue-ns", b"%d" % work.queue_ns),
         ]
+        if self.is_aliased and self.version is not None:
+            costs.append(version_header(self.version))
+        return costs
 
 
 class Engine:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from gateway.call import Data, Headers
+from gateway.engine.aliases import is_alias, version_header
 from gateway.engine.body import inflate
 from gateway.engine.codec_grpc import GrpcReplyWriter, decode_infer, parse_infer
 from gateway.engine.heads import HeadFacts
@@ -72,13 +73,15 @@ class GrpcStream:
         self._writer_of = writer_of
         self._exchange = exchange
         self._coding = facts.coding
-        self._tenant = facts.tenant
+        self._facts = facts
         self._deadline_ns = deadline_ns
         self._message_bytes_max = message_bytes_max
         self._reader = MessageReader(message_bytes_max)
         self._open: dict[Work, _Asked] = {}
         self._is_grpc_error = (b"triton_grpc_error", b"true") in exchange.head.headers
         self._is_begun = False
+        #: What the stream's alias stands for, where it names one.
+        self._aliased: ModelVersion | None = None
         self._is_over = False
         self._is_request_ended = False
         self._is_paused = False
@@ -141,6 +144,9 @@ class GrpcStream:
     def _begin(self, parsed: Any, raw: list[Data]) -> None:
         """Raises: TollwayError."""
         version = self._registry.get(parsed.model_name, parsed.model_version)
+        if parsed.model_version and is_alias(parsed.model_version):
+            # One record tells what a stream was: its alias stands for one version to its end.
+            version = self._aliased = self._aliased or version
         servable = version.servable()
         request = decode_infer(version.interface, parsed, raw)
         context = request.context(version.interface)
@@ -158,7 +164,9 @@ class GrpcStream:
             nbytes=accepted.nbytes,
             context=context,
             on_part=self._on_part if version.is_decoupled else None,
-            tenant=self._tenant,
+            tenant=self._facts.tenant,
+            weight=self._facts.weight,
+            priority_best=self._facts.priority_best,
         )
         self._open[work] = asked
         if len(self._open) >= OPEN_MAX and not self._is_paused:
@@ -234,7 +242,8 @@ class GrpcStream:
             return
         if not self._is_begun:
             self._is_begun = True
-            self._exchange.send_head(200, [CONTENT_TYPE])
+            aliased = [] if self._aliased is None else [version_header(self._aliased)]
+            self._exchange.send_head(200, [CONTENT_TYPE, *aliased])
         self._exchange.send_body(frame(message))
 
     # -- end ----------------------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class Work:
         "on_part",
         "on_result",
         "owner",
+        "priority_best",
         "progress",
         "queue_ns",
         "rank",
@@ -52,6 +53,7 @@ class Work:
         "tenant",
         "timeout_ns",
         "turn",
+        "weight",
     )
 
     def __init__(
@@ -68,6 +70,8 @@ class Work:
         context: Context = EMPTY,
         on_part: OnPart | None = None,
         tenant: bytes = b"",
+        weight: int = 1,
+        priority_best: int = 0,
     ) -> None:
         self.feeds = feeds
         self.on_result = on_result
@@ -81,6 +85,9 @@ class Work:
         self.on_part = on_part
         #: Whose call it is, as the gateway says (b"": nobody has said).
         self.tenant = tenant
+        #: Of its tenant's plan: the share of a queue beside others' shares, and the best priority level (0: any).
+        self.weight = weight
+        self.priority_best = priority_best
         self.enqueued_ns = 0
         #: Monotonic; the queue's own bound on the wait, which no longer counts once the work runs; 0: none.
         self.expires_ns = 0

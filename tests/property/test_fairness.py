@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
+from fractions import Fraction
+from itertools import permutations
 from typing import Any
 
 from hypothesis import given, settings
@@ -29,6 +31,7 @@ class Item:
     rank: int = 0
     turn: int = 0
     nbytes: int = 1
+    weight: int = 1
 
 
 @dataclass
@@ -39,10 +42,11 @@ class Line:
     queue: list[Item] = field(default_factory=list)
     served: Counter[bytes] = field(default_factory=Counter)
     now: int = 0
+    weights: dict[bytes, int] = field(default_factory=dict)
 
     def join(self, tenant: bytes, rows: int) -> Item:
         self.now += 1
-        item = Item(rows, tenant, self.now)
+        item = Item(rows, tenant, self.now, weight=self.weights.get(tenant, 1))
         self.turns.join(item)
         self.queue.append(item)
         self.queue.sort(key=place_of)  # stable: equal turns by age
@@ -74,12 +78,15 @@ _STEPS = st.lists(
 )
 
 
-@given(st.lists(st.integers(1, ROWS_MAX), min_size=20, max_size=20), _STEPS)
+_WEIGHTS = st.fixed_dictionaries({tenant: st.integers(1, 10) for tenant in TENANTS})
+
+
+@given(st.lists(st.integers(1, ROWS_MAX), min_size=20, max_size=20), _STEPS, _WEIGHTS)
 def test_of_two_tenants_that_wait_neither_gets_ahead_by_more_than_a_work_each(
-    flood: list[int], steps: list[Any]
+    flood: list[int], steps: list[Any], weights: dict[bytes, int]
 ) -> None:
-    """From each instant on, as long as both wait without a pause; one begins with a flood."""
-    line = Line()
+    """From each instant on, as long as both wait without a pause; one begins with a flood. Rows by weight."""
+    line = Line(weights=weights)
     for rows in flood:
         line.join(TENANTS[0], rows)
     #: (rows served by then, who has been waiting ever since), one for each instant so far.
@@ -93,8 +100,10 @@ def test_of_two_tenants_that_wait_neither_gets_ahead_by_more_than_a_work_each(
             line.serve(1)
             for before, waiting in since:
                 waiting.intersection_update(line.waiting())
-                gained = [line.served[tenant] - before[tenant] for tenant in waiting]
-                assert not gained or max(gained) - min(gained) <= 2 * ROWS_MAX
+                gained = {one: Fraction(line.served[one] - before[one], weights[one]) for one in waiting}
+                for one, other in permutations(gained, 2):
+                    bound = Fraction(ROWS_MAX, weights[one]) + Fraction(ROWS_MAX, weights[other])
+                    assert gained[one] - gained[other] <= bound
     assert line.turns.waiting == len(line.waiting())
 
 

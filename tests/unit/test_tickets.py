@@ -1,11 +1,13 @@
 """What a policy means for one caller of one model: verdicts, charges and their texts, and that it is forgotten."""
 
+import msgspec
 import pytest
 
 from billing.events import Reason, Served, decode
 from billing.rating import compile_book
 from gateway.auth.keyring import Keyring, Principal
 from gateway.errors import Code
+from gateway.snapshot import Plan
 from gateway.tickets import Charge, Policy
 from tests.unit.test_pipeline import BOOK, KEY, snapshot
 
@@ -85,3 +87,21 @@ def test_the_record_names_caller_model_and_protocol() -> None:
     assert (record.tenant, record.model, record.model_version, record.protocol) == ("acme", "flat", "2", 1)
     assert (record.price_version, record.charge_nanos) == (3, 7)
     assert b'"model":"flat"' in ticket.log_fields
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({}, b"acme"),
+        ({"queue_weight": 3}, b"acme;weight=3"),
+        ({"priority_best": 2}, b"acme;priority=2"),
+        ({"queue_weight": 100, "priority_best": 64}, b"acme;weight=100;priority=64"),
+    ],
+)
+def test_a_trusted_backend_is_told_what_the_plan_says_of_queues(limits: dict[str, int], told: bytes) -> None:
+    plan = msgspec.structs.replace(Plan(name="payg", version=1, pricing="priced"), **limits)
+    keyring = Keyring(msgspec.structs.replace(snapshot(), plans=(plan,)))
+    principal = keyring.authenticate(KEY.text.encode(), 1)
+    assert isinstance(principal, Principal)
+    policy = Policy(version=1, keyring=keyring, rater=compile_book(BOOK), price_version=3, currency="USD")
+    assert policy.ticket(principal, "flat", "", is_grpc=False).tenant == told

@@ -146,6 +146,10 @@ def test_a_restart_does_not_undo_a_changed_seed(tmp_path: Path) -> None:
         ({"calls_per_day": -1}, "calls_per_day"),
         ({"calls_per_month": 10**13}, "calls_per_month"),
         ({"store_down": "open"}, "store_down"),
+        ({"queue_weight": 0}, "queue_weight"),
+        ({"queue_weight": 101}, "queue_weight"),
+        ({"priority_best": -1}, "priority_best"),
+        ({"priority_best": 65}, "priority_best"),
         ({"version": 7}, "version: unknown field"),
         ({"name": "Gold"}, "name"),
     ],
@@ -154,3 +158,12 @@ def test_a_wrong_plan_is_refused_with_what_is_wrong(desk: Desk, change: dict[str
     answer = desk.ask("POST", "/admin/plans", {"name": "gold", "pricing": "priced"} | change)
     assert answer.status_code == 422
     assert text in answer.json()["error"]
+
+
+def test_a_plans_place_in_queues_reaches_the_snapshot(desk: Desk) -> None:
+    for weight, best in ((1, 0), (100, 64)):
+        body = {"name": "gold", "pricing": "priced", "queue_weight": weight, "priority_best": best}
+        answer = desk.must("POST", "/admin/plans", body)
+        assert (answer["queue_weight"], answer["priority_best"]) == (weight, best)
+        plan = next(plan for plan in desk.snapshot.plans if plan.name == "gold")
+        assert (plan.queue_weight, plan.priority_best) == (weight, best)

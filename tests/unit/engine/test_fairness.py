@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from gateway.call import RequestHead
 from gateway.clock import FakeClock
 from gateway.engine.context import Context
 from gateway.engine.fairness import SHARES_MAX, Turns, find_room
+from gateway.engine.heads import HeadFacts, facts_of
 from gateway.engine.plan import Dispatch, PlanConfig, WaitUntil, plan
 from gateway.engine.queue_limits import Levels, QueueLimits
 from gateway.errors import Code
@@ -272,3 +274,74 @@ def test_tenants_that_have_left_are_forgotten_in_time() -> None:
     again, _ = new_work(1, tenant=b"stays")
     turns.join(again)
     assert again.turn > stays.turn, "who waits is never forgotten"
+
+
+# -- what plans say ----------------------------------------------------------------------------------------------------
+
+
+@in_loop
+async def test_tenants_are_served_by_the_weights_of_their_plans() -> None:
+    bench = Bench(config=ALONE)
+    bench.submit(tenant=b"first")
+    light = [bench.submit(tenant=OTHER)[1] for _ in range(40)]
+    heavy = [bench.submit(tenant=FLOOD, weight=3)[1] for _ in range(40)]
+    await turn()
+    for _ in range(1 + 40):
+        bench.run_next()
+        await turn()
+    assert sum(one.outputs is not None for one in heavy) == 30
+    assert sum(one.outputs is not None for one in light) == 10
+    await drain(bench)
+
+
+@pytest.mark.parametrize(("weight", "is_let_in"), [(1, False), (2, True)])
+def test_places_of_a_full_queue_are_shared_by_weight(weight: int, is_let_in: bool) -> None:
+    """Three works of one tenant and two of another wait; the other asks for a third place."""
+    turns = Turns()
+    queue = [new_work(tenant=FLOOD)[0] for _ in range(3)]
+    queue += [new_work(tenant=OTHER, weight=weight)[0] for _ in range(2)]
+    for work in queue:
+        turns.join(work)
+    asks = new_work(tenant=OTHER, weight=weight)[0]
+    assert (turns.find_hoarder(asks) == FLOOD) is is_let_in
+
+
+@pytest.mark.parametrize(
+    ("asked", "best", "level"),
+    [(1, 0, 1), (1, 1, 1), (1, 2, 2), (3, 2, 3), (0, 0, 2), (0, 3, 3), (1, 9, 4), (7, 3, 3)],
+)
+def test_a_callers_priority_is_bounded_by_its_plan(asked: int, best: int, level: int) -> None:
+    """`asked` 0: none; 2 is the model's default of its 4 levels."""
+    work, _ = new_work(context=Context(priority=asked), priority_best=best)
+    assert Levels(count=4, default=2, limits={}).of(work) == level
+
+
+def facts(value: bytes, *, is_grpc: bool = False) -> HeadFacts:
+    target = b"/inference.GRPCInferenceService/ModelInfer" if is_grpc else b"/v2/models/m/infer"
+    head = RequestHead(b"POST", target, [(b"tollway-tenant", value)], content_length=0, is_grpc=is_grpc)
+    return facts_of(head)
+
+
+@pytest.mark.parametrize("is_grpc", [False, True])
+@pytest.mark.parametrize(
+    ("value", "weight", "best"),
+    [
+        (b"acme", 1, 0),
+        (b"acme;weight=5", 5, 0),
+        (b"acme;priority=2", 1, 2),
+        (b"acme;weight=100;priority=64", 100, 64),
+        (b"acme;weight=0", 1, 0),
+    ],
+)
+def test_the_gateway_says_with_the_tenant_what_its_plan_says(
+    value: bytes, weight: int, best: int, is_grpc: bool
+) -> None:
+    found = facts(value, is_grpc=is_grpc)
+    assert (found.tenant, found.weight, found.priority_best, found.fault) == (b"acme", weight, best, None)
+
+
+@pytest.mark.parametrize("value", [b"acme;weight=", b"acme;weight=x", b"acme;other=1", b"acme;weight=10000", b"acme;"])
+def test_a_malformed_plan_of_a_tenant_is_refused(value: bytes) -> None:
+    fault = facts(value).fault
+    assert fault is not None
+    assert fault.code is Code.BAD_REQUEST

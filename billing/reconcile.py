@@ -1,6 +1,6 @@
 """Owns the proof that answered = recorded = posted: every record in the usage logs has one fate, and the ledger holds.
 
-    recorded = posted + voided + quarantined + duplicates + pending + unposted
+    recorded = posted + voided + quarantined + dismissed + duplicates + pending + unposted
 
 `recorded` counts Served records: those below the watermarks (the meter counted them as it decided them, I14) and those
 still on disk above them. Reads only; a running meter is first asked to post everything it can see.
@@ -20,6 +20,7 @@ from billing.ledger.stored import find_event
 from billing.ledger.verify import PROBLEMS_MAX, Problem, Verification, verify_ledger
 from billing.meter_client import SOCKET_NAME, MeterError, ask_meter
 from billing.packed import served_of
+from billing.quarantine import DISMISSED, ended
 from billing.usagelog.reader import Damaged, EpochEnded, UsageReader
 
 #: Live traffic moves the figures while they are read; a mismatch counts only when it stays.
@@ -36,7 +37,9 @@ class Report:
     recorded: int
     posted: int
     voided: int
+    #: Waiting for a person; what one released is posted, what one gave up is dismissed.
     quarantined: int
+    dismissed: int
     duplicates: int
     #: Served without a terminal mark in a living epoch: in flight right now.
     pending: int
@@ -142,9 +145,16 @@ def _ledger_figures(db: sqlite3.Connection) -> tuple[dict[Source, Position], dic
             "SELECT (SELECT COUNT(*) FROM usage_event), (SELECT COUNT(*) FROM voided),"
             " (SELECT COUNT(*) FROM quarantine), (SELECT COUNT(*) FROM duplicate)"
         ).fetchone()
+        ends = ended(db)
     finally:
         db.execute("COMMIT")
-    return positions, {"posted": posted, "voided": voided, "quarantined": quarantined, "duplicates": duplicates}
+    return positions, {
+        "posted": posted,
+        "voided": voided,
+        "quarantined": quarantined - sum(ends.values()),
+        "dismissed": ends.get(DISMISSED, 0),
+        "duplicates": duplicates,
+    }
 
 
 def _walk_logs(db: sqlite3.Connection, root: Path, positions: dict[Source, Position]) -> _Disk:
@@ -200,7 +210,8 @@ def _has_fate(db: sqlite3.Connection, item: Item) -> bool:
 
 
 def _compare(report: Report, verification: Verification) -> list[Problem]:
-    decided = report.posted + report.voided + report.quarantined + report.duplicates + report.pending + report.unposted
+    decided = report.posted + report.voided + report.quarantined + report.dismissed + report.duplicates
+    decided += report.pending + report.unposted
     problems = []
     if decided != report.recorded:
         problems.append(Problem("count", "logs", f"{report.recorded} recorded, {decided} accounted for"))
@@ -215,7 +226,7 @@ def _compare(report: Report, verification: Verification) -> list[Problem]:
 
 _FATES = """
 WITH place AS (SELECT log_id FROM log WHERE instance = :instance AND epoch = :epoch)
-SELECT 1 FROM voided WHERE log_id IN place AND seq = :seq
-UNION ALL SELECT 1 FROM quarantine WHERE log_id IN place AND seq = :seq
-UNION ALL SELECT 1 FROM duplicate WHERE log_id IN place AND seq = :seq
+SELECT 1 FROM voided WHERE log_id IN (SELECT log_id FROM place) AND seq = :seq
+UNION ALL SELECT 1 FROM quarantine WHERE log_id IN (SELECT log_id FROM place) AND seq = :seq
+UNION ALL SELECT 1 FROM duplicate WHERE log_id IN (SELECT log_id FROM place) AND seq = :seq
 """

@@ -149,6 +149,14 @@ CREATE TABLE fee_coupon (
   months INTEGER NOT NULL, at_ns INTEGER NOT NULL, PRIMARY KEY (tenant, code, subscription_id, start_ns));
 """
 
+#: How records in quarantine ended (`billing.quarantine`).
+_QUARANTINE: Final = """
+CREATE TABLE quarantine_end (
+  tenant TEXT NOT NULL, quarantine_id INTEGER NOT NULL REFERENCES quarantine,
+  fate TEXT NOT NULL CHECK (fate IN ('posted', 'dismissed')), note TEXT NOT NULL, at_ns INTEGER NOT NULL,
+  PRIMARY KEY (quarantine_id));
+"""
+
 #: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (
@@ -172,6 +180,7 @@ STEPS: Final = (
     (6, _TALLIES, ("month_tally",)),
     (7, _EXPIRIES, ("prepaid_expiry", "prepaid_expired")),
     (8, _FEE_COUPONS, ("fee_coupon",)),
+    (9, _QUARANTINE, ("quarantine_end",)),
 )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from billing import bookkeeping, credit_store, settlement, tally
+from billing import bookkeeping, credit_store, quarantine, settlement, tally
 from billing.invoices import commands, subscriptions
 from billing.invoices.desk import Verb
 from billing.payments import commands as payments
@@ -22,6 +22,7 @@ def all_verbs() -> Mapping[str, Verb[Any]]:
         **settlement.VERBS,
         **tally.VERBS,
         **bookkeeping.VERBS,
+        **quarantine.VERBS,
         **recognition.VERBS,
         **wallets.VERBS,
         **heads.VERBS,

@@ -64,6 +64,74 @@ def close(
     print_json(made) if as_json else print_fields(made)
 
 
+QUARANTINE = (
+    "quarantine_id",
+    "reason",
+    "field",
+    "call_id",
+    "tenant",
+    "model",
+    "at",
+    "charge",
+    "currency",
+    "fate",
+    "note",
+)
+Ids = Annotated[list[int], typer.Argument(help="Quarantine ids.", show_default=False)]
+Note = Annotated[str, typer.Option(help="Why; kept beside the record.")]
+
+
+@app.command()
+def quarantine(
+    *,
+    ended: Annotated[bool, typer.Option("--ended", help="Also those that were decided.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Most records to list.")] = 100,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    api: ApiUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Recorded calls that must not be posted as they are, and wait for a decision."""
+    with open_api(data_dir, api) as control:
+        found = control.get_all("/admin/ledger/quarantine", {"ended": ended}, limit)
+    print_list(found, QUARANTINE, as_json=as_json, right=frozenset({"charge"}))
+
+
+@app.command()
+def release(
+    *,
+    ids: Ids,
+    note: Note,
+    operation_id: OperationId = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    api: ApiUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Post records out of quarantine, if what was wrong is right by now; all of them or none."""
+    _decide("quarantine.release", ids, note, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+
+
+@app.command()
+def dismiss(
+    *,
+    ids: Ids,
+    note: Note,
+    operation_id: OperationId = None,
+    data_dir: DataDir = DEFAULT_DATA_DIR,
+    api: ApiUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide that records in quarantine are never posted."""
+    _decide("quarantine.dismiss", ids, note, operation_id, data_dir=data_dir, api=api, as_json=as_json)
+
+
+def _decide(
+    verb: str, ids: list[int], note: str, operation_id: str | None, *, data_dir: Path, api: str | None, as_json: bool
+) -> None:
+    with open_api(data_dir, api) as control:
+        made = run_command(control, verb, {"quarantine_ids": ids, "note": note}, operation_id)
+    print_json(made) if as_json else print_fields(made)
+
+
 @app.command()
 def export(
     *,

@@ -11,6 +11,7 @@ FIGURES = (
     "posted",
     "voided",
     "quarantined",
+    "dismissed",
     "duplicates",
     "pending",
     "unposted",

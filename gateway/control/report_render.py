@@ -6,6 +6,7 @@ from billing.events import Outcome
 from billing.ledger import views as ledger
 from billing.ledger.periods import Period
 from billing.money import format_nanos
+from billing.quarantine import Held
 from billing.reconcile import Report
 from billing.usage import UsageRow
 from gateway.call import format_call_id
@@ -13,6 +14,7 @@ from gateway.control.report_views import (
     BalanceLineView,
     CallView,
     EntriesView,
+    HeldView,
     LedgerEntryView,
     PeriodView,
     ProblemView,
@@ -78,6 +80,26 @@ def call(found: ledger.CallView) -> CallView:
     )
 
 
+def held(found: Held) -> HeldView:
+    served = found.served
+    return HeldView(
+        quarantine_id=found.quarantine_id,
+        reason=found.reason,
+        field=found.field,
+        quarantined_at=instant(found.quarantined_ns),
+        call_id=format_call_id(served.call_id),
+        tenant=served.tenant,
+        model=served.model,
+        at=instant(served.t_ns),
+        charge=format_nanos(served.charge_nanos),
+        currency=served.currency,
+        place=f"{found.source.instance}/{found.source.epoch}:{found.seq}",
+        fate=found.fate,
+        note=found.note,
+        ended_at=instant(found.ended_ns) if found.fate else None,
+    )
+
+
 def report(found: Report) -> ReconcileView:
     return ReconcileView(
         is_ok=found.is_ok,
@@ -87,6 +109,7 @@ def report(found: Report) -> ReconcileView:
         posted=found.posted,
         voided=found.voided,
         quarantined=found.quarantined,
+        dismissed=found.dismissed,
         duplicates=found.duplicates,
         pending=found.pending,
         unposted=found.unposted,

@@ -103,6 +103,25 @@ class PeriodView(View):
     hash: str
 
 
+class HeldView(View):
+    """A call in quarantine: why, and what was recorded. `fate` is empty while it waits for a decision."""
+
+    quarantine_id: int
+    reason: str
+    field: str
+    quarantined_at: str | None
+    call_id: str
+    tenant: str
+    model: str
+    at: str | None
+    charge: str
+    currency: str
+    place: str
+    fate: str
+    note: str
+    ended_at: str | None
+
+
 class ProblemView(View):
     kind: str
     where: str
@@ -119,6 +138,7 @@ class ReconcileView(View):
     posted: int
     voided: int
     quarantined: int
+    dismissed: int
     duplicates: int
     pending: int
     unposted: int

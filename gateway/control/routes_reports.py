@@ -17,13 +17,22 @@ from billing.ledger import views as ledger
 from billing.ledger.opening import open_ledger_reader
 from billing.ledger.periods import periods
 from billing.ledger.port import LedgerError, LedgerUnavailable
+from billing.quarantine import list_held
 from billing.reconcile import reconcile
 from billing.usage import Dimension, UsageError, usage_by
 from gateway.control import report_render as render
 from gateway.control.errors import ControlCode, ControlError, invalid, not_found
-from gateway.control.report_views import CallView, EntriesView, PeriodView, ReconcileView, TrialBalanceView, UsageView
+from gateway.control.report_views import (
+    CallView,
+    EntriesView,
+    HeldView,
+    PeriodView,
+    ReconcileView,
+    TrialBalanceView,
+    UsageView,
+)
 from gateway.control.routes import ERRORS, PAGE_DEFAULT, PAGE_MAX, REQUIRE_ACTOR, Limit
-from gateway.control.views import ErrorView
+from gateway.control.views import ErrorView, Page
 
 T = TypeVar("T")
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {
@@ -107,6 +116,16 @@ def get_call(request: Request, call_id: Annotated[str, InPath(max_length=64)]) -
 def list_periods(request: Request) -> list[PeriodView]:
     """The closed periods in order. `POST /admin/billing/commands/period.close` closes the next."""
     return [render.period(one) for one in _ask(request, periods)]
+
+
+@router.get("/ledger/quarantine", tags=["ledger"])
+def list_quarantine(
+    request: Request, *, limit: Limit = PAGE_DEFAULT, after: Annotated[int, Query(ge=0)] = 0, ended: bool = False
+) -> Page[HeldView]:
+    """Calls that wait for a decision, with `ended` also those that had one: `quarantine.release` or `.dismiss`."""
+    found = _ask(request, lambda db: list_held(db, after=after, limit=limit, waits_only=not ended))
+    last = str(found[-1].quarantine_id) if len(found) == limit else None
+    return Page(items=[render.held(one) for one in found], next=last)
 
 
 @router.get("/reconcile", tags=["ledger"])

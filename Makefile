@@ -75,7 +75,7 @@ test-long: $(VENV)/.dev models
 
 # Frameworks' models: docs/frameworks.md. TOLLWAY_TOOLCHAINS names the folder of the environments.
 test-toolchains: $(VENV)/.dev
-	@$(BIN)/tollway convert toolchain install sklearn torch xgboost lightgbm tensorflow paddle jax mindspore tensorrt_rtx tensorrt
+	@$(BIN)/tollway convert toolchain install sklearn torch xgboost lightgbm tensorflow paddle jax mindspore tensorrt_rtx tensorrt nncf
 	@$(BIN)/python -m pytest -m toolchains --override-ini addopts="--strict-config --strict-markers -ra" tests/toolchains $(ARGS)
 
 # Optional: docs/compiled.md. Takes a minute or two; a change of any source asks for it again.

@@ -79,11 +79,16 @@ def _showcases(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], Non
 def _run(value: Mapping[str, Any], emit: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     from converters.child import Limits
     from converters.flow import Request, convert
-    from converters.job import Job, parse_budgets, parse_dims
+    from converters.job import Job, parse_budgets, parse_dims, parse_values
 
     try:
         job = Job.from_json(
-            {**value["job"], "dims": parse_dims(value["dims"]), "budgets": parse_budgets(value["budgets"])}
+            {
+                **value["job"],
+                "dims": parse_dims(value["dims"]),
+                "values": parse_values(value.get("values", [])),
+                "budgets": parse_budgets(value["budgets"]),
+            }
         )
         request = Request(
             source=Path(value["source"]),

@@ -101,7 +101,7 @@ def compare(reference: Array, moved: Array, found: Array, budget: Budget, factor
     """`moved`: the perturbed reference's answer to perturbed inputs. Only elements where both are finite count."""
     if reference.shape != found.shape:
         return _fault(f"shape {list(found.shape)}, the source gives {list(reference.shape)}")
-    if reference.dtype != found.dtype:
+    if reference.dtype != found.dtype and not reference.dtype.kind == found.dtype.kind == "U":
         return _fault(f"type {found.dtype}, the source gives {reference.dtype}")
     if reference.dtype.kind != "f":
         return _compare_exact(reference, moved, found, budget)
@@ -133,11 +133,13 @@ def compare(reference: Array, moved: Array, found: Array, budget: Budget, factor
 
 
 def _compare_exact(reference: Array, moved: Array, found: Array, budget: Budget) -> Difference:
-    """Integers and truth values: equal, but where one rounding of the input changes the source's own answer."""
+    """Integers, truth values and texts: equal, but where one rounding of the input changes the source's own answer."""
     is_stable = reference == moved if moved.shape == reference.shape else np.ones(reference.shape, bool)
     wrong = (reference != found) & is_stable
     share = float(np.mean(wrong)) if wrong.size else 0.0
-    greatest = float(np.max(np.abs(reference.astype(np.float64) - found.astype(np.float64)), initial=0.0))
+    is_text = reference.dtype.kind == "U"
+    errors = wrong if is_text else np.abs(reference.astype(np.float64) - found.astype(np.float64))
+    greatest = float(np.max(errors, initial=0.0))
     if share > 0 and not budget.mismatch_share:
         return Difference(max_abs=greatest, max_rel=share, share=np.inf, reason=f"{share:.2%} of elements differ")
     # A share of one case would make one near tie among few elements a failure: `judge_together` counts over all.

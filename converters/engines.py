@@ -38,7 +38,7 @@ class OnnxEngine:
         except Exception as error:
             # The library raises classes of its own without a common base but Exception.
             raise ToolFailed("run", f"ONNX Runtime: {first_line(error)}", next_step="check the shapes") from error
-        return dict(zip(self._names, outputs, strict=True))
+        return {name: _plain(array) for name, array in zip(self._names, outputs, strict=True)}
 
     def output_shapes(self) -> dict[str, tuple[int | None, ...]]:
         return {
@@ -46,6 +46,11 @@ class OnnxEngine:
             for output in self._session.get_outputs()
             if output.shape
         }
+
+
+def _plain(array: Array) -> Array:
+    """Strings as an array of text, not of objects: that can be compared, copied and kept without pickles."""
+    return array.astype(np.str_) if array.dtype.kind == "O" else array
 
 
 class OpenVinoEngine:

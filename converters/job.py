@@ -29,6 +29,7 @@ _DIM: Final = re.compile(r"([A-Za-z_][\w.:/-]{0,99})=(\d{1,7})(?:\.\.(\d{1,7}))?
 class Job:
     """`dims`: size range of named variable axes. `budgets`: factor on the error budget of a precision.
 
+    `values`: what generated elements of an integer input lie between, by its name.
     `batch_rows_max` 0: the batch stays the callers' own, `max_batch_size` is 0.
     `threads` are those of one run, as the engine is told. `rounds` of measurement give one median.
     `labels`: array of the data with a label a row; `label_output`: what it is of, empty: the first that fits;
@@ -43,6 +44,7 @@ class Job:
     budgets: Mapping[str, float] = field(default_factory=dict)
     optimize: str = "latency"
     batch_rows_max: int = 32
+    values: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     threads: int = 1
     rounds: int = 9
     seed: int = 0
@@ -98,9 +100,12 @@ class Job:
         """Raises: UsageFault."""
         lists = ("engines", "precisions", "class_names", "gpus", "plan")
         tuples = {key: tuple(value[key]) for key in lists if key in value}
-        dims = {name: (int(low), int(high)) for name, (low, high) in value.get("dims", {}).items()}
+        ranges = {
+            key: {name: (int(low), int(high)) for name, (low, high) in value.get(key, {}).items()}
+            for key in ("dims", "values")
+        }
         try:
-            return cls(**{**value, **tuples, "dims": dims})
+            return cls(**{**value, **tuples, **ranges})
         except TypeError as error:
             raise UsageFault("job", f"not a conversion's job: {error}", next_step="see --help") from error
 
@@ -121,6 +126,23 @@ def parse_dims(texts: list[str]) -> dict[str, tuple[int, int]]:
         low, high = (int(match[2]), int(match[3] or match[2])) if match else (0, 0)
         if match is None or not 1 <= low <= high:
             raise UsageFault("dims", f"--dim {text!r} is not NAME=LOW..HIGH", next_step="for example --dim seq=1..512")
+        found[match[1]] = (low, high)
+    return found
+
+
+def parse_values(texts: list[str]) -> dict[str, tuple[int, int]]:
+    """`IMAGE=0..255` each → least and greatest value by input.
+
+    Raises:
+        UsageFault: not of that form, or an empty range.
+    """
+    found = {}
+    for text in texts:
+        match = _DIM.match(text)
+        low, high = (int(match[2]), int(match[3] or match[2])) if match else (1, 0)
+        if match is None or low > high:
+            step = "for example --values IDS=0..30521"
+            raise UsageFault("values", f"--values {text!r} is not NAME=LOW..HIGH", next_step=step)
         found[match[1]] = (low, high)
     return found
 

@@ -20,6 +20,8 @@ CASE_ELEMENTS_MAX: Final = 1 << 24
 DATA_ROWS_MIN: Final = 10
 DATA_BYTES_MAX: Final = 4 << 30
 _JUDGED_SHARE: Final = 0.25
+#: Of integers whose range is not told: valid as indices wherever an axis has two entries.
+_INDICES: Final = (0, 1)
 #: The kind of the cases that an importer gives: rows at and beside the splits of trees.
 THRESHOLD: Final = "threshold"
 #: Kinds of inputs → how a standard normal draw becomes them.
@@ -67,6 +69,7 @@ class Data:
 
 def make_cases(signature: Signature, job: Job, data: Data | None) -> Iterator[Case]:
     """All cases, the same for the same seed. A model without float inputs gets no float kinds but `normal`."""
+    _check_values(signature, job)
     batches = BATCHES if signature.batch_axis else (0,)
     has_floats = any(tensor.datatype.startswith("FP") for tensor in signature.inputs)
     for sizes in axis_sizes(signature, job):
@@ -79,6 +82,15 @@ def make_cases(signature: Signature, job: Job, data: Data | None) -> Iterator[Ca
                 yield _with_nan(make_case("normal", 3, sizes, signature, job))
     if data is not None:
         yield from _data_cases(signature, data)
+
+
+def _check_values(signature: Signature, job: Job) -> None:
+    kinds: dict[str, Any] = {tensor.name: np.dtype(DTYPES[tensor.datatype]) for tensor in signature.inputs}
+    for name, (low, high) in job.values.items():
+        kind = kinds.get(name)
+        if kind is None or kind.kind not in "iu" or not np.iinfo(kind).min <= low <= high <= np.iinfo(kind).max:
+            text = f"--values {name}: the model has no input of integers of that name that hold {low} to {high}"
+            raise UsageFault("values", text, next_step=f"one of {', '.join(kinds)}")
 
 
 def _with_nan(case: Case) -> Case:
@@ -116,11 +128,16 @@ def make_case(kind: str, rows: int, sizes: Mapping[str, int], signature: Signatu
     seed = hashlib.sha256(f"{job.seed} {kind} {rows} {sorted(sizes.items())}".encode()).digest()
     noise = np.random.default_rng(int.from_bytes(seed[:8]))
     bound = {**sizes, signature.batch_axis or "": rows}
-    feeds = {tensor.name: _fill(tensor, kind, bound, noise) for tensor in signature.inputs}
+    feeds = {
+        tensor.name: _fill(tensor, kind, bound, noise, job.values.get(tensor.name, _INDICES))
+        for tensor in signature.inputs
+    }
     return Case(kind=kind, rows=rows, sizes=dict(sizes), feeds=feeds)
 
 
-def _fill(tensor: Tensor, kind: str, sizes: Mapping[str, int], noise: np.random.Generator) -> Array:
+def _fill(
+    tensor: Tensor, kind: str, sizes: Mapping[str, int], noise: np.random.Generator, values: tuple[int, int]
+) -> Array:
     shape = tuple(size if isinstance(size, int) else sizes[size] for size in tensor.shape)
     if np.prod(shape, dtype=np.int64) > CASE_ELEMENTS_MAX:
         text = f"input '{tensor.name}' of shape {list(shape)} has more than {CASE_ELEMENTS_MAX} elements"
@@ -130,8 +147,7 @@ def _fill(tensor: Tensor, kind: str, sizes: Mapping[str, int], noise: np.random.
         drawn = _FLOATS[kind](noise.standard_normal(shape))
         limit = float(np.finfo(dtype).max)
         return np.clip(drawn, -limit, limit).astype(dtype)
-    # Indices of unknown range: 0 and 1 are valid wherever an axis has two entries.
-    return noise.integers(0, 2, shape).astype(dtype)
+    return noise.integers(values[0], values[1] + 1, shape).astype(dtype)
 
 
 def _data_cases(signature: Signature, data: Data) -> Iterator[Case]:

@@ -36,6 +36,8 @@ def _words(source: str, data: Path | None, job: Job) -> list[str]:
     words += ["--plan", ",".join(job.plan)] if job.plan else []
     for name, (low, high) in job.dims.items():
         words += ["--dim", f"{name}={low}..{high}"]
+    for name, (low, high) in job.values.items():
+        words += ["--values", f"{name}={low}..{high}"]
     for name, factor in job.budgets.items():
         words += ["--budget", f"{name}={factor}"]
     if data is not None:

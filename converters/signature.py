@@ -9,7 +9,8 @@ import onnx
 
 from converters.errors import UsageFault
 
-#: TensorProto.DataType → our name. Strings, complex numbers and 8-bit floats have no form in the runtimes used here.
+#: TensorProto.DataType → our name. Strings are outputs only; complex numbers and 8-bit floats have no form in the
+#: runtimes used here.
 DATATYPES: Final = {
     onnx.TensorProto.FLOAT: "FP32",
     onnx.TensorProto.FLOAT16: "FP16",
@@ -23,6 +24,7 @@ DATATYPES: Final = {
     onnx.TensorProto.UINT32: "UINT32",
     onnx.TensorProto.UINT64: "UINT64",
     onnx.TensorProto.BOOL: "BOOL",
+    onnx.TensorProto.STRING: "STRING",
 }
 DTYPES: Final = {
     "FP32": np.float32, "FP16": np.float16, "FP64": np.float64, "BOOL": np.bool_,
@@ -83,6 +85,10 @@ def read_signature(model: Any) -> Signature:
     if not inputs or not model.graph.output:
         raise UsageFault("no_io", "the model has no input or no output", next_step="export it with both")
     firsts = [_first_symbol(value) for value in inputs]
+    for value in inputs:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+            text = f"'{value.name}': inputs of strings are not converted"
+            raise UsageFault("datatype", text, next_step="turn texts into numbers before the model")
     # Exporters that name no axis leave it empty: then all unnamed first axes are taken for one.
     shared = firsts[0] if len(set(firsts)) == 1 else None
     return Signature(

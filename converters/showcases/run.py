@@ -99,6 +99,8 @@ def _request(network: Network, name: str, plain: Path, places: Places, data: Pat
         engines=network.engines,
         precisions=network.precisions,
         dims=dict(network.dims),
+        values=dict(network.values),
+        rounds=network.rounds,
         budgets=dict(network.budgets),
         optimize=network.optimize,
         batch_rows_max=0,

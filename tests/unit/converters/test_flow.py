@@ -17,12 +17,15 @@ import pytest
 from onnx import numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
 
+from converters.budgets import BUDGETS, compare
 from converters.child import Event, Limits, run_child
 from converters.errors import ConvertError, ToolFailed, UnfitTarget, UnsafeModel, UsageFault, VerificationFailed
 from converters.flow import Request, convert
-from converters.job import Job, parse_budgets, parse_dims
+from converters.job import Job, parse_budgets, parse_dims, parse_values
+from converters.samples import make_cases
 from converters.selftest.faults import change
 from converters.selftest.models import layer_norm, mixed_rows, mlp
+from converters.signature import read_signature
 from gateway.engine.runtimes import load_runtime
 from model_repo.certificate import Tensors, read_certificate, verify_golden
 from model_repo.config import parse_config
@@ -44,6 +47,16 @@ def request(folder: Path, model: Any, **changes: Any) -> Request:
         out=folder / "out",
     )
     return replace(made, **changes)
+
+
+def namer() -> Any:
+    """`x: int32[n]` → `name: string[n]`: a row of a table of five names."""
+    table = numpy_helper.from_array(np.array(["zero", "one", "two", "three", "four"], dtype=object), "table")
+    node = onnx.helper.make_node("Gather", ["table", "x"], ["name"])
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.INT32, ["n"])
+    name = onnx.helper.make_tensor_value_info("name", onnx.TensorProto.STRING, ["n"])
+    graph = onnx.helper.make_graph([node], "g", [x], [name], [table])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
 
 
 def convert_patiently(asked: Request, on_event: Any = lambda event: None) -> dict[str, Any]:
@@ -329,6 +342,58 @@ def test_the_limits_hold_or_are_said_not_to(tmp_path: Path) -> None:
 def test_a_malformed_dim_is_refused(text: str) -> None:
     with pytest.raises(UsageFault):
         parse_dims([text])
+
+
+def test_texts_are_answered_alike_and_certified(tmp_path: Path) -> None:
+    asked = request(tmp_path, namer(), job=replace(JOB, values={"x": (0, 4)}))
+    report = convert_patiently(asked)
+    assert (report["published"]["version"], report["selected"]) == (1, "onnxruntime-fp32")
+    version = Path(report["published"]["path"])
+    session = ort.InferenceSession(str(version / "model.onnx"), providers=["CPUExecutionProvider"])
+    assert verify_golden(version, lambda feeds: {"name": session.run(None, dict(feeds))[0]}) is None
+    # Bytes, as an engine may give texts, and another text.
+    assert verify_golden(version, lambda feeds: {"name": session.run(None, dict(feeds))[0].astype("S")}) is None
+    other = verify_golden(version, lambda feeds: {"name": np.full(len(feeds["x"]), "zero", dtype=object)})
+    assert other is not None
+    config = parse_config((asked.repository / "m" / "config.pbtxt").read_text(), name="m")
+    assert [one.datatype for one in config.outputs] == ["BYTES"]
+    assert "--values x=0..4" in (asked.out / "reproduce.sh").read_text()
+
+
+def test_a_text_that_differs_is_found() -> None:
+    wanted = np.array(["cat", "dog"])
+    assert compare(wanted, wanted, np.array(["cat", "dog"], dtype="U9"), BUDGETS["fp32"], 1.0).share == 0
+    assert compare(wanted, wanted, np.array(["cat", "horse"]), BUDGETS["fp32"], 1.0).share > 1
+
+
+def test_inputs_of_texts_are_refused(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    texts = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.STRING, ["n"]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "g", texts[:1], texts[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(UsageFault) as caught:
+        convert(request(tmp_path, model), lambda event: None)
+    assert caught.value.rule == "datatype"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [({"y": (0, 1)}, "no input"), ({"x": (0, 1 << 40)}, "hold"), ({"x": (3, 3)}, "")]
+)
+def test_generated_integers_lie_where_they_are_told(values: dict[str, tuple[int, int]], said: str) -> None:
+    signature = read_signature(namer())
+    job = replace(JOB, values=values)
+    if said:
+        with pytest.raises(UsageFault, match=said):
+            list(make_cases(signature, job, None))
+        return
+    assert all((case.feeds["x"] == 3).all() for case in make_cases(signature, job, None))
+
+
+@pytest.mark.parametrize("text", ["x", "x=5..2", "x=a..b", "x=-1..2"])
+def test_malformed_values_are_refused(text: str) -> None:
+    with pytest.raises(UsageFault) as caught:
+        parse_values([text])
+    assert caught.value.rule == "values"
 
 
 def test_dims_and_budgets_are_read() -> None:

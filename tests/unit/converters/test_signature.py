@@ -34,10 +34,10 @@ def test_axes_that_a_graph_only_marks_as_unknown_get_names_of_their_own() -> Non
     assert found.batch_axis == "batch"
 
 
-def test_a_tensor_of_strings_is_refused_by_name() -> None:
+def test_an_input_of_strings_is_refused_by_name() -> None:
     model = two_outputs()
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
-    with pytest.raises(UsageFault, match="'x': tensors of ONNX element type 8"):
+    with pytest.raises(UsageFault, match="'x': inputs of strings are not converted"):
         read_signature(model)
 
 

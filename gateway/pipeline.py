@@ -572,6 +572,11 @@ class LiveCall(CallState):
             self.compute_ns = int(value)
         elif name == b"tollway-queue-ns":
             self.queue_ns = int(value)
+        elif name == b"tollway-version" and self.principal is not None and self.ticket is not None:
+            # The call named an alias: recorded is the version that answered.
+            self.version = value.decode()
+            is_grpc = self.exchange.head.is_grpc
+            self.ticket = self.policy.ticket(self.principal, self.model, self.version, is_grpc=is_grpc)
 
     def on_reply_body(self, data: Data) -> None:
         """Hold the reply whole up to the limit; past it stream all but the last piece (MONEY.md R1)."""

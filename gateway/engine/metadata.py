@@ -45,13 +45,17 @@ def model_metadata(version: ModelVersion, registry: Registry) -> dict[str, Any]:
 
 
 def shown_config(version: ModelVersion) -> Any:
-    """The ModelConfig message in force. Parameter `tollway_runtime` says what really runs it, as its library tells."""
+    """The ModelConfig message in force. Parameter `tollway_runtime` says what really runs it, as its library tells,
+    `tollway_aliases` what calls may name the version by."""
     runtime = version.runtime
-    if not runtime:
+    if not runtime and not version.aliases:
         return version.config.message
     message = type(version.config.message)()
     message.CopyFrom(version.config.message)
-    message.parameters["tollway_runtime"].string_value = runtime
+    if runtime:
+        message.parameters["tollway_runtime"].string_value = runtime
+    if version.aliases:
+        message.parameters["tollway_aliases"].string_value = ",".join(sorted(version.aliases))
     return message
 
 

@@ -77,6 +77,7 @@ def _config(name: str, value: Any) -> str:
     message.name = name
     # Shown by the config endpoint, never a setting: what was read from there may be sent back.
     message.parameters.pop("tollway_runtime", None)
+    message.parameters.pop("tollway_aliases", None)
     return str(text_format.MessageToString(message))
 
 

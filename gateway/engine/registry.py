@@ -103,6 +103,11 @@ class Registry:
         ready = [number for number, candidate in versions.items() if candidate.is_ready]
         return versions[max(ready or versions)]
 
+    def aliases_of(self, name: str, version: str) -> list[str]:
+        """Of a version as the index names it, sorted."""
+        found = self._models.get(name, {}).get(int(version) if version else 0)
+        return sorted(found.aliases) if found is not None else []
+
     def _not_here(self, name: str) -> TollwayError:
         if name in self._absent:
             return TollwayError(Code.MODEL_NOT_READY, f"model '{name}' is not loaded: {self._absent[name][1]}")

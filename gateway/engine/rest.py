@@ -7,6 +7,7 @@ import msgspec
 
 from gateway.call import Data, Headers
 from gateway.engine.admin import Admin, read_settings, shared_memory_refused
+from gateway.engine.aliases import is_alias
 from gateway.engine.body import COMPRESS_BYTES_MIN
 from gateway.engine.codec_http import BINARY_TYPE, ReplyWriter, decode_body
 from gateway.engine.codec_json import JsonCodec
@@ -150,11 +151,18 @@ class RestServer:
             wanted = msgspec.json.decode(body, type=dict[str, Any]) if len(body) else {}
         except msgspec.MsgspecError as error:
             raise TollwayError(Code.BAD_REQUEST, f"malformed JSON: {error}") from error
-        return self._registry.index(is_ready_only=wanted.get("ready") is True)
+        rows: list[dict[str, Any]] = [*self._registry.index(is_ready_only=wanted.get("ready") is True)]
+        for row in rows:
+            aliases = self._registry.aliases_of(row["name"], row["version"])
+            if aliases:
+                row["aliases"] = aliases
+        return rows
 
     def _infer(self, call: EngineCall, body: Data) -> None:
         facts = call.facts
         version = self._registry.get(facts.route.model, facts.route.version)
+        if facts.route.version:
+            call.is_aliased = is_alias(facts.route.version)
         servable = version.servable()
         json_bytes = len(body) if facts.header_bytes < 0 else facts.header_bytes
         if json_bytes > JSON_BYTES_MAX:

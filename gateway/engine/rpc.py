@@ -18,6 +18,7 @@ from gateway.engine.admin import (
     trace_answer,
     trace_changes,
 )
+from gateway.engine.aliases import is_alias
 from gateway.engine.codec_grpc import GrpcReplyWriter, decode_infer, parse_infer
 from gateway.engine.heads import HeadFacts
 from gateway.engine.messages import fill_message
@@ -156,6 +157,8 @@ class RpcServer:
     def _infer(self, call: EngineCall, message: Data) -> None:
         message_request, raw = parse_infer(message)
         version = self._registry.get(message_request.model_name, message_request.model_version)
+        if message_request.model_version:
+            call.is_aliased = is_alias(message_request.model_version)
         servable = version.servable()
         call.infer(version, servable, decode_infer(version.interface, message_request, raw))
 

@@ -75,10 +75,14 @@ class _IndexEntry(msgspec.Struct):
     name: str
     version: str = ""
     state: str = ""
+    aliases: tuple[str, ...] = ()
 
 
 def parse_index(body: bytes) -> dict[str, dict[str, bool]]:
-    """model → version → is ready, from a repository index. Raises msgspec.DecodeError."""
+    """model → version → is ready, from a repository index; aliases, if it tells any, are versions by another name.
+
+    Raises msgspec.DecodeError.
+    """
     try:
         entries = msgspec.json.decode(body, type=list[_IndexEntry])
     except (UnicodeDecodeError, RecursionError) as error:
@@ -89,6 +93,7 @@ def parse_index(body: bytes) -> dict[str, dict[str, bool]]:
         versions = catalogue.setdefault(entry.name, {})
         if entry.version:
             versions[entry.version] = entry.state == "READY"
+            versions.update(dict.fromkeys(entry.aliases, entry.state == "READY"))
     return catalogue
 
 

@@ -8,7 +8,8 @@ from urllib.parse import unquote_to_bytes
 from gateway.errors import Code, Refusal
 
 _NAME_BYTES_MAX: Final = 256
-_is_version = re.compile(rb"[0-9]{1,18}").fullmatch
+#: A number, or an alias (model_repo.release.ALIAS).
+_is_version = re.compile(rb"[0-9]{1,18}|[a-z][a-z0-9_-]{0,31}").fullmatch
 _is_bad_escape = re.compile(rb"%(?![0-9A-Fa-f]{2})").search
 _is_bad_name = re.compile(r"[\x00-\x1f\x7f/\\]").search
 #: Ours, beside OIP. Bytes that no reader changes and no dot segments: what is relayed is what was meant.
@@ -40,7 +41,7 @@ class Verb(StrEnum):
 
 
 class Route(NamedTuple):
-    """An OIP target. `version` is "" where none was named."""
+    """An OIP target. `version` is "" where none was named; a number or an alias."""
 
     verb: Verb
     model: str = ""
@@ -133,7 +134,7 @@ def _model_route(segments: list[bytes]) -> Route | Refusal:
     rest = segments[1:]
     if rest[:1] == [b"versions"]:
         if len(rest) < 2 or not _is_version(rest[1]):
-            return _bad("a model version is a number")
+            return _bad("a model version is a number or an alias")
         version = rest[1].decode()
         rest = rest[2:]
     verb = _MODEL_VERBS.get(tuple(rest))

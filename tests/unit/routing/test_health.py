@@ -89,6 +89,8 @@ def grpc_endpoint(*script: Answer) -> Endpoint:
 def test_an_index_is_models_versions_and_readiness() -> None:
     assert parse_index(INDEX) == {"m": {"1": True, "2": False}, "x": {}}
     assert parse_index(b"[]") == {}
+    aliased = b'[{"name":"m","version":"2","state":"READY","aliases":["stable","next"]},{"name":"m","version":"3"}]'
+    assert parse_index(aliased) == {"m": {"2": True, "stable": True, "next": True, "3": False}}
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[1]", b'[{"version":"1"}]', b'[{"name":1}]', b"\xff"])

@@ -130,6 +130,7 @@ def test_writers_take_turns_and_lose_nothing(url: str, ledger: SqlLedger) -> Non
 
     def write(writer: int) -> None:
         chance, mine = random.Random(writer), open_postgres_ledger(url)
+        mine._db.execute("SET lock_timeout = 60000")  # eight on a busy disk: nobody is to wait in vain here
         try:
             for turn in range(rounds):
                 first = 100 + 40 * ((writer // 2) * rounds + turn)
@@ -150,7 +151,7 @@ def test_writers_take_turns_and_lose_nothing(url: str, ledger: SqlLedger) -> Non
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(240)
     assert failures == []
     assert ledger.state().posted == 3 + 40 * rounds * writers // 2
     assert sorted(taken) == [TransferOutcome.POSTED] * 11 + [TransferOutcome.WOULD_OVERDRAW] * (writers * rounds - 11)

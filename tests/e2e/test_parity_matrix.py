@@ -19,7 +19,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from gateway.engine.messages import message_json
-from tests.e2e.harness import WAIT_S, Tollway
+from tests.e2e.harness import POLL_S, WAIT_S, Tollway
 from tests.e2e.real_triton import RealTriton, is_installed
 from tests.e2e.rpc import Answer, call
 
@@ -159,10 +159,11 @@ def shape_of(value: Any) -> Any:
 
 def http_statistics(door: Door) -> Any:
     path = "/v2/models/{m}/versions/1/stats"
-    door.post("/v2/models/{m}/infer", rest_request())
-    before = door.get(path).json()
-    door.post("/v2/models/{m}/infer", rest_request())
-    return read_statistics(before, door.get(path).json())
+
+    def infer() -> None:
+        door.post("/v2/models/{m}/infer", rest_request())
+
+    return read_statistics(*around(infer, lambda: door.get(path).json()))
 
 
 def grpc_statistics(door: Door) -> Any:
@@ -170,10 +171,28 @@ def grpc_statistics(door: Door) -> Any:
         request = service_pb2.ModelStatisticsRequest(name=door.model, version="1")
         return door.ask("ModelStatistics", request, service_pb2.ModelStatisticsResponse)
 
-    door.rpc("ModelInfer", rpc_request(door))
-    before = ask()
-    door.rpc("ModelInfer", rpc_request(door))
-    return read_statistics(before, ask())
+    return read_statistics(*around(lambda: door.rpc("ModelInfer", rpc_request(door)), ask))
+
+
+def around(infer: Callable[[], object], ask: Callable[[], Any]) -> tuple[Any, Any]:
+    """Statistics before and after the second of two inferences. Triton counts a call when it has answered it."""
+
+    def count(statistics: Any) -> int:
+        return int(statistics["model_stats"][0]["inference_count"])
+
+    infer()
+    seen = [ask()]
+
+    def is_still() -> bool:
+        seen.append(ask())
+        return len(seen) > 10 and len({count(one) for one in seen[-10:]}) == 1
+
+    wait_for(is_still)
+    before = seen[-1]
+    infer()
+    while count(after := ask()) == count(before):
+        pass
+    return before, after
 
 
 def http_faults(door: Door) -> Any:
@@ -266,7 +285,8 @@ def wait_for(is_so: Callable[[], bool]) -> None:
     """Triton answers an unload before it has unloaded; each look is a call."""
     end_s = time.monotonic() + WAIT_S
     while not is_so():
-        assert time.monotonic() < end_s, "the model does not go"
+        assert time.monotonic() < end_s, "it does not come to rest"
+        time.sleep(POLL_S)
 
 
 #: Feature of the page → what each protocol shows of it. `repository` comes last: it takes the model away for a moment.

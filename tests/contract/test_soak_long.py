@@ -52,7 +52,7 @@ class Soak:
         chance, ledger = random.Random(writer), open_postgres_ledger(self.url)
         try:
             while time.monotonic() < self.until_s:
-                self._turn(ledger, writer, chance)
+                self.turn(ledger, writer, chance)
                 self.turns[writer] += 1
         except BaseException as error:
             self.failures.append(error)
@@ -60,26 +60,26 @@ class Soak:
         finally:
             ledger.close()
 
-    def _turn(self, ledger: SqlLedger, writer: int, chance: random.Random) -> None:
+    def turn(self, ledger: SqlLedger, writer: int, chance: random.Random) -> None:
         # Writers 2n and 2n+1 offer the same events.
         first = 1 + CALLS_A_TURN * (self.turns[writer] * (WRITERS // 2) + writer // 2)
         numbers = list(range(first, first + CALLS_A_TURN))
         chance.shuffle(numbers)
         posts = [(W0, n, call(n, tenant=TENANTS[n % len(TENANTS)])) for n in numbers]
-        self._again(lambda: ledger.post(Batch(posts=posts, now_ns=9)))
+        self.again(lambda: ledger.post(Batch(posts=posts, now_ns=9)))
         orders = [
             Transfer(
                 f"{writer}.{self.turns[writer]}.{tenant}",
                 tenant,
                 "single",
                 1,
-                _wallet(tenant),
+                wallet_of(tenant),
                 "revenue:breakage",
                 "USD",
             )
             for tenant in chance.sample(TENANTS, 4)
         ]
-        self._again(lambda: self._pay(ledger, orders))
+        self.again(lambda: self._pay(ledger, orders))
 
     def _pay(self, ledger: SqlLedger, orders: list[Transfer]) -> None:
         with ledger.journal() as journal:
@@ -92,7 +92,7 @@ class Soak:
                 else:
                     assert result.outcome == TransferOutcome.WOULD_OVERDRAW, result
 
-    def _again(self, work: Callable[[], object]) -> None:
+    def again(self, work: Callable[[], object]) -> None:
         """Repeat what another writer's turn took too long for: it must lose nothing."""
         while True:
             try:
@@ -103,7 +103,7 @@ class Soak:
                     self.retries += 1
 
 
-def _wallet(tenant: str) -> str:
+def wallet_of(tenant: str) -> str:
     return f"contract_liability:prepaid:{tenant}"
 
 
@@ -112,7 +112,7 @@ def test_64_writers_with_shuffled_accounts_deadlock_never_and_lose_nothing(postg
     ledger = open_postgres_ledger(url)
     ledger.prices(BOOK)
     with ledger.journal() as journal:
-        funds = [Transfer(f"fund.{t}", t, "single", FUNDED, "cash:psp:x", _wallet(t), "USD") for t in TENANTS]
+        funds = [Transfer(f"fund.{t}", t, "single", FUNDED, "cash:psp:x", wallet_of(t), "USD") for t in TENANTS]
         transfer(journal, funds, 7)
     seconds = float(os.environ.get("TOLLWAY_SOAK_S", "600"))
     soak = Soak(url, time.monotonic() + seconds)
@@ -130,7 +130,9 @@ def test_64_writers_with_shuffled_accounts_deadlock_never_and_lose_nothing(postg
     assert posted == offered
     reader = open_postgres_reader(url)
     assert verify_ledger(reader).problems == ()
-    assert {t: -balance_of(reader, _wallet(t), "USD") for t in TENANTS} == {t: FUNDED - soak.taken[t] for t in TENANTS}
+    assert {t: -balance_of(reader, wallet_of(t), "USD") for t in TENANTS} == {
+        t: FUNDED - soak.taken[t] for t in TENANTS
+    }
     reader.close()
     ledger.close()
 

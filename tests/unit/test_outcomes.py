@@ -68,6 +68,19 @@ def broken(world: World) -> FakeExchange:
     return exchange
 
 
+def not_tried_elsewhere(world: World) -> FakeExchange:
+    """One backend fails: nobody else is asked, before, beside or after it."""
+    exchange = broken(world)
+    assert len(world.pool.requests) == 1
+    return exchange
+
+
+def once(world: World) -> FakeExchange:
+    exchange = finished(world)
+    assert len(world.pool.requests) == 1
+    return exchange
+
+
 def by_key(world: World) -> FakeExchange:
     return world.post(RequestHead(b"POST", b"/v2/models/flat/infer", [(b"x-api-key", b"wrong")], b"h", 3))
 
@@ -237,6 +250,8 @@ ROWS: dict[str, list[Row]] = {
         Row(of_plan("internal"), records=1, reason=Reason.INTERNAL_PLAN, counted=1),
     ],
     "ok on a prepaid plan": [Row(prepaid, records=1, charge_nanos=FLAT, reason=Reason.PREPAID, counted=1)],
+    "answered out of a model's `response_cache`": [Row(once, **BILLED, counted=1)],
+    "shadow call, hedge loser, retry": [Row(not_tried_elsewhere)],
     "failed": [Row(failed)],
     "broken": [Row(broken)],
     "refused by key, scope, model, suspension": [Row(by_key), Row(by_scope), Row(by_suspension)],
@@ -259,8 +274,8 @@ ROWS: dict[str, list[Row]] = {
     "keyed call that is refused": [Row(keyed_refused)],
     "answer whose replay cannot be kept": [Row(not_kept, records=1, charge_nanos=FLAT, ended=("callback_failed",))],
 }
-#: Proved with real processes: tests/e2e/crash.
-ELSEWHERE = {"worker killed between record and mark"}
+#: Proved with real processes: tests/e2e/crash; and inside the engine, which the gateway's records do not know.
+ELSEWHERE = {"worker killed between record and mark", "warm-up of a model"}
 
 
 @pytest.mark.parametrize(("name", "row"), [(name, row) for name, rows in ROWS.items() for row in rows])

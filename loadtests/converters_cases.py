@@ -63,7 +63,7 @@ def showcase_cases(root: Path, folder: Path) -> tuple[list[Case], dict[str, str]
     page = noise.integers(0, 256, (736, 992, 3)).astype(np.uint8)
     models = root / "model_repo" / "models"
     # Sides are multiples of 32 at all five sizes, and the middle, where the converter measures, is near a page's.
-    sizes = ("--dim", "height=352..864", "--dim", "width=352..864", "--batch-max", "1")
+    sizes = ("--dim", "height=352..864", "--dim", "width=352..864", "--values", "IMAGE=0..255", "--batch-max", "1")
     wanted: dict[str, tuple[tuple[str, ...], dict[str, npt.NDArray[Any]]]] = {
         "voice_network": (("--dim", "sequence_length=16..128"), {"input": frames, "h": zeros, "c": zeros}),
         # Lines of a page come together.

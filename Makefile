@@ -66,7 +66,7 @@ run: models
 stop:
 	@if [ -x $(BIN)/tollway ]; then $(BIN)/tollway down $(ARGS); else echo "nothing is installed here"; fi
 
-test: $(VENV)/.dev .venvs/triton/.done .venvs/kserve/.done models
+test: $(VENV)/.dev .venvs/triton/.done .venvs/kserve/.done .venvs/moto/.done models
 	@sh loadtests/tools.sh --optional
 	@$(BIN)/python -m pytest $(ARGS)
 

@@ -12,7 +12,7 @@ compile --extra all --extra optional --group build --group test --group check --
 compile --extra all --extra optional --group build --group test --group check -c deploy/locks/bench.lock -o deploy/locks/dev.lock
 compile --extra all --group build -c deploy/locks/bench.lock -o deploy/locks/run.lock
 compile --extra engine --group fuzz -c deploy/locks/bench.lock -o deploy/locks/fuzz.lock
-for peer in triton kserve; do
+for peer in triton kserve moto; do
     "$bin/python" - "$peer" <<'PY' > "/tmp/tollway-$peer.in"
 import sys
 import tomllib

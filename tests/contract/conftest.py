@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.contract.moto_server import PYTHON, serving_moto
 from tests.contract.postgres_server import PostgresServer, find_tools, running_server
 
 
@@ -14,3 +15,12 @@ def postgres() -> Iterator[PostgresServer]:
         pytest.skip("PostgreSQL is not installed here (Debian package postgresql)")
     with running_server(tools) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an S3 by moto; one server a session."""
+    if not PYTHON.exists():
+        pytest.skip("moto is not installed here (make test does it)")
+    with serving_moto(tmp_path_factory.mktemp("moto") / "log") as address:
+        yield address

@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -18,6 +19,7 @@ from model_repo.object_index import INDEX, Index, parse_index
 from model_repo.object_store import ORPHAN_AGE, ObjectModelStore
 from model_repo.signing import create_key, parse_trusted
 from model_repo.stores import FileStore, ModelStore, open_store
+from tests.contract.moto_server import create_bucket
 from tests.contract.s3_server import Objects, serving_s3
 from tests.unit.engine import certified
 from tests.unit.model_repo.test_release import LABELLED
@@ -26,9 +28,9 @@ from tests.unit.model_repo.test_store import config, stage
 NOW = datetime(2026, 11, 24, tzinfo=UTC)
 
 
-def s3_store(address: str) -> ObjectModelStore:
+def s3_store(address: str, bucket: str = "models") -> ObjectModelStore:
     raw = S3Store(
-        "models",
+        bucket,
         prefix="team/a",
         conditional_put="etag",
         aws_endpoint=address,
@@ -38,15 +40,20 @@ def s3_store(address: str) -> ObjectModelStore:
         client_options={"allow_http": True},
         retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=20)},
     )
-    return ObjectModelStore(raw, "s3://models/team/a")
+    return ObjectModelStore(raw, f"s3://{bucket}/team/a")
 
 
-@pytest.fixture(params=["file", "memory", "s3"])
+@pytest.fixture(params=["file", "memory", "s3", "moto"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ModelStore]:
     if request.param == "file":
         yield open_store(f"file://{tmp_path}/repo")
     elif request.param == "memory":
         yield ObjectModelStore(MemoryStore(), "memory://")
+    elif request.param == "moto":
+        address = request.getfixturevalue("moto")
+        bucket = f"b{uuid.uuid4().hex}"
+        create_bucket(address, bucket)
+        yield s3_store(address, bucket)
     else:
         with serving_s3() as (address, _):
             yield s3_store(address)

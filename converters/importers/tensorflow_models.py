@@ -172,7 +172,12 @@ class LiteSource:
 
     def _names(self) -> tuple[str, ...]:
         count = len(self._outputs)
-        return ("output",) if count == 1 else tuple(f"output_{place}" for place in range(count))
+        if count == 1:
+            return ("output",)
+        # Names that a person gave are plain words; a converter's have marks in them.
+        own = tuple(str(name) for name in self._outputs)
+        is_plain = len(set(own)) == count and all(re.fullmatch(r"[A-Za-z_]\w{0,99}", name) for name in own)
+        return own if is_plain else tuple(f"output_{place}" for place in range(count))
 
     def export(self, path: Path) -> Export:
         import tf2onnx

@@ -15,7 +15,9 @@ from converters.errors import ToolFailed, UsageFault
 from converters.flow import Request, convert
 from converters.job import Job
 from converters.showcases.data import MAKERS
-from converters.showcases.specs import NETWORKS, NOT_CONVERTED, Network
+from converters.showcases.specs import NETWORKS, Network
+from converters.toolchains.specs import get_toolchain
+from converters.toolchains.store import default_root, find_installed, missing
 from model_repo.build import BuildError, build, missing_module
 from model_repo.recipes import Recipe, read_recipes
 
@@ -24,11 +26,15 @@ Emit = Callable[[Mapping[str, Any]], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """`into`: the repository. `wheels`, `work`: caches; `work` also keeps sources, data and reports."""
+    """`into`: the repository. `wheels`, `work`: caches; `work` also keeps sources, data and reports.
+
+    `toolchains`: where the environments lie, the user's cache if None.
+    """
 
     into: Path
     wheels: Path
     work: Path
+    toolchains: Path | None = None
 
 
 def showcases(only: Sequence[str], places: Places, emit: Emit) -> list[dict[str, Any]]:
@@ -63,22 +69,35 @@ def _choose(only: Sequence[str]) -> list[Recipe]:
 
 def _place(name: str, plain: Path, places: Places, emit: Emit) -> dict[str, Any]:
     network = NETWORKS.get(name)
-    if network is None:
+    why = "no network" if network is None else _lacks(network, places)
+    if network is None or why:
         _copy(plain / name, places.into / name)
-        why = NOT_CONVERTED.get(name, "no network")
         return {"is_certified": False, "why": why}
+    _drop_copy(places.into / name)
     data = _make_data(network, name, plain, places)
     report = convert(_request(network, name, plain, places, data), emit)
     return {
         "is_certified": True,
         "why": "",
-        "source": str(plain / name / "1" / "model.onnx"),
+        "source": str(plain / name / "1" / network.file),
         "data": str(data) if data is not None else "",
         "selected": report["selected"],
         "speedup": report["speedup"],
         "path": report["published"]["path"],
         "is_cached": report["is_cached"],
     }
+
+
+def _lacks(network: Network, places: Places) -> str:
+    """What is said of a source whose toolchain is not installed; empty: nothing is lacking."""
+    if not network.toolchain:
+        return ""
+    root = places.toolchains or default_root()
+    toolchain = get_toolchain(network.toolchain)
+    if find_installed(toolchain, root) is not None:
+        return ""
+    lack = missing(toolchain, root)
+    return f"{lack}: {lack.next_step}"
 
 
 def _make_data(network: Network, name: str, plain: Path, places: Places) -> Path | None:
@@ -106,13 +125,22 @@ def _request(network: Network, name: str, plain: Path, places: Places, data: Pat
         batch_rows_max=0,
     )
     return Request(
-        source=plain / name / "1" / "model.onnx",
+        source=plain / name / "1" / network.file,
         job=job,
         data=data,
         repository=places.into,
         cache=places.work / "cache",
         out=places.work / "reports" / name,
+        toolchains=places.toolchains,
     )
+
+
+def _drop_copy(target: Path) -> None:
+    """Take away what was served as it was made, its manifest beside its configuration: a converted one comes."""
+    if (target / "manifest.json").is_file():
+        aside = target.parent / f".old-{uuid4().hex}"
+        target.rename(aside)
+        shutil.rmtree(aside)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -132,7 +160,12 @@ def _copy(source: Path, target: Path) -> None:
 def serve(value: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """A JSON request: `only`, `into`, `wheels`, `work`. Raises: ConvertError."""
     try:
-        places = Places(into=Path(value["into"]), wheels=Path(value["wheels"]), work=Path(value["work"]))
+        places = Places(
+            into=Path(value["into"]),
+            wheels=Path(value["wheels"]),
+            work=Path(value["work"]),
+            toolchains=Path(value["toolchains"]) if value.get("toolchains") else None,
+        )
         only = [str(name) for name in value["only"]]
     except (KeyError, TypeError) as error:
         raise UsageFault("request", f"not a request: {error}", next_step="see docs/showcases.md") from error

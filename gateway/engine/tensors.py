@@ -52,13 +52,14 @@ def count_elements(name: str, shape: Sequence[int]) -> int:
     """
     if len(shape) > RANK_MAX:
         raise invalid(f"tensor '{name}' has {len(shape)} axes, more than {RANK_MAX}")
-    count = 1
+    count = whole = 1
     for size in shape:
         if size < 0:
             raise invalid(f"tensor '{name}' has a negative size in its shape {list(shape)}")
         count *= size
-    # A product of zero may hide a size that no array can have.
-    if count > ELEMENTS_MAX or (count == 0 and max(shape) > ELEMENTS_MAX):
+        whole *= size or 1
+    # A product of zero may hide sizes that no array can have, each alone or together.
+    if whole > ELEMENTS_MAX:
         raise invalid(f"tensor '{name}' has more than {ELEMENTS_MAX} elements")
     return count
 

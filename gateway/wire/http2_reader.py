@@ -154,6 +154,9 @@ class FrameReader:
             length = high << 16 | low
             stream_id &= frames.STREAM_ID_MAX
             if length > frame_bytes_max:
+                if self._held:
+                    self._release()  # what came before it is heard first, in however many reads it came
+                    continue
                 raise Http2Error(H2Code.FRAME_SIZE_ERROR, "frame larger than SETTINGS_MAX_FRAME_SIZE")
             if not self._is_started:
                 self._check_first(kind, flags)

@@ -429,3 +429,18 @@ def test_units_are_cut_from_a_head_that_replies_share() -> None:
     assert one.headers == REPLY[1:]
     assert (one.status, one.units) == (200, UNITS)
     assert two.units[0] == (b"tollway-rows", b"5")
+
+
+@pytest.mark.parametrize("is_head_good", [True, False])
+def test_a_head_that_waits_for_its_body_is_heard_before_the_fault_of_the_next_frame(*, is_head_good: bool) -> None:
+    """Found by fuzzing: in one read the oversized frame was refused first, and the head before it was not heard."""
+    first = head(1, GRPC) if is_head_good else frame(frames.HEADERS, frames.END_HEADERS, 1, b"\0\x07:m")
+    raw = first + b"\xff\xff\xff" + bytes([frames.DATA, 0, 0, 0, 0, 1])
+    whole, cut = WholePeer(), WholePeer()
+    whole.feed(raw)
+    for place in range(len(raw)):
+        cut.feed(raw[place : place + 1])
+    assert whole.error_code == cut.error_code
+    assert whole.error_code == (H2Code.FRAME_SIZE_ERROR if is_head_good else H2Code.COMPRESSION_ERROR)
+    assert whole.recorder.log == cut.recorder.log
+    assert [entry[0] for entry in whole.recorder.log][:1] == (["request"] if is_head_good else [])

@@ -6,7 +6,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --require-hashes
 ARGS ?=
 DATA_PLANE_TESTS := $(addprefix tests/unit/,auth billing engine metering monitoring net quota routing wire) tests/unit/test_*.py tests/property
 
-.PHONY: help run models models-extra stop test test-long test-toolchains test-compiled check format compile bench bench-billing bench-engine bench-converters bench-quick fuzz locks clean
+.PHONY: help run models models-extra stop test test-long test-toolchains test-converters test-compiled check format compile bench bench-billing bench-engine bench-converters bench-quick fuzz locks clean
 
 help:
 	@echo "make run [ARGS=--detach]  set up, build the showcase models, start, make real calls"
@@ -20,6 +20,7 @@ help:
 	@echo "make compile              optional: compile the hot modules (needs a C compiler); workers then run those"
 	@echo "make test-long            200+ kills and other long suites, by hand"
 	@echo "make test-toolchains      install the frameworks (9 GB) and convert models of each, by hand"
+	@echo "make test-converters      trees at full size: 100,000 rows and every split, 27 models, by hand"
 	@echo "make fuzz                 coverage-guided fuzzing of the parsers"
 
 # -- environments: a stamp per lock file, so a second call costs nothing --------------------------------------------
@@ -78,6 +79,11 @@ test-toolchains: $(VENV)/.dev
 	@$(BIN)/tollway convert toolchain install sklearn torch xgboost lightgbm tensorflow paddle jax mindspore tensorrt_rtx tensorrt nncf
 	@$(BIN)/python -m pytest -m toolchains --override-ini addopts="--strict-config --strict-markers -ra" tests/toolchains $(ARGS)
 
+# The acceptance test of trees at full size; the three libraries are 1 GB.
+test-converters: $(VENV)/.dev
+	@$(BIN)/tollway convert toolchain install sklearn xgboost lightgbm
+	@$(BIN)/python -m pytest -m toolchains --override-ini addopts="--strict-config --strict-markers -ra" tests/toolchains/test_c3.py $(ARGS)
+
 # Optional: docs/compiled.md. Takes a minute or two; a change of any source asks for it again.
 compile: $(VENV)/.dev
 	@$(BIN)/python -m gateway.compiled
@@ -107,6 +113,7 @@ bench: $(VENV)/.bench models
 # MLServer and LitServe join where .venvs/mlserver and .venvs/litserve are: docs/benchmarks.md.
 bench-engine: $(VENV)/.bench .venvs/triton/.done
 	@sh loadtests/tools.sh
+	@! command -v cc >/dev/null || $(BIN)/python -m gateway.compiled || true
 	@$(BIN)/python -m loadtests.engine_bench $(ARGS)
 
 # PostgreSQL is measured where it is installed (Debian package postgresql).

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -124,14 +125,17 @@ def run(wanted: Sequence[str], workdir: Path, cores: Cores, *, is_quick: bool, s
             results.absent["ocr_vs_source"] = str(error)
 
     scenarios = (("conv", conv), ("mlp", mlp), ("load", load), ("stream", stream), ("ocr", ocr))
-    for name, scenario in scenarios:
-        if name in wanted:
-            say(name)
-            try:
-                scenario()
-            except _FAILURES as error:
-                results.problems.append(f"{name}: {error or type(error).__name__}")
-                say(f"PROBLEM {results.problems[-1]}")
+    chosen = [(name, scenario) for name, scenario in scenarios if name in wanted]
+    for number, (name, scenario) in enumerate(chosen, 1):
+        say(f"{number}/{len(chosen)} {name} …")
+        begun_s, before = time.monotonic(), results.ratios()
+        try:
+            scenario()
+        except _FAILURES as error:
+            results.problems.append(f"{name}: {error or type(error).__name__}")
+            say(f"PROBLEM {results.problems[-1]}")
+        found = ", ".join(f"{key} {value:.3f}" for key, value in results.ratios().items() if key not in before)
+        say(f"    {found or 'nothing measured'} ({time.monotonic() - begun_s:.0f} s)")
     return results
 
 

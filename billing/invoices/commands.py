@@ -11,7 +11,8 @@ from billing.invoices.account import Account, Seller, terms_of, validate_account
 from billing.invoices.assemble import InvoiceError, Item, assemble, credit_note, day_of, item_lines, usage_lines
 from billing.invoices.bodies import AddItem, Credit, Draft, Named, Payment, Refund
 from billing.invoices.desk import Verb
-from billing.invoices.document import Cut, Document, LineKind
+from billing.invoices.document import Document, LineKind
+from billing.invoices.gathering import cut_until, usage_until
 from billing.invoices.life import Step, StepKind, check_step
 from billing.invoices.period import NS_PER_S, floor_s
 from billing.ledger.journal import Journal
@@ -20,7 +21,6 @@ from billing.ledger.views import balance_of
 from billing.money import from_minor
 from billing.recognition.schedule import Contract
 from billing.recognition.store import add_contract, add_contracts, line_deferred_nanos
-from billing.usage import usage_by
 
 NS_PER_DAY: Final = 86_400 * NS_PER_S
 TEXT_MAX: Final = 500
@@ -182,19 +182,11 @@ def refund(journal: Journal, body: Refund, now_ns: int) -> Any:
 
 
 def make_draft(journal: Journal, body: Draft, now_ns: int) -> Document:
-    """The draft, not yet stored. Raises InvoiceError: `nothing_to_bill`, `negative_total`."""
+    """The draft, not yet stored. Raises InvoiceError: `nothing_to_bill`, `negative_total`, `gather_first`."""
     account = store.get_account(journal.db, body.tenant)
     previous = store.find_cut(journal.db, body.tenant)
-    until_ns = max(floor_s(body.until_ns), 0 if previous is None else previous.end_ns)
-    cut = Cut(event_id=store.last_event_id(journal.db), end_ns=until_ns)
-    rows = usage_by(
-        journal.db,
-        ("model", "price_version"),
-        tenant=body.tenant,
-        covered=(cut.event_id, cut.end_ns),
-        beyond=None if previous is None else (previous.event_id, previous.end_ns),
-        is_prepaid=False,
-    )
+    cut = cut_until(journal.db, body.tenant, body.until_ns)
+    until_ns, rows = cut.end_ns, usage_until(journal.db, body.tenant, cut)
     start_ns = previous.end_ns if previous is not None else account.anchor_ns
     span = (min(until_ns, start_ns if body.start_ns is None else body.start_ns), until_ns)
     lines = usage_lines(body.tenant, account.currency, rows, span)

@@ -157,6 +157,14 @@ CREATE TABLE quarantine_end (
   PRIMARY KEY (quarantine_id));
 """
 
+#: What `billing.invoices.gathering` keeps: figures towards an invoice, beyond the cut of the one before.
+_PARTS: Final = """
+CREATE TABLE invoice_part (
+  tenant TEXT NOT NULL, end_ns INTEGER NOT NULL, cut_event_id INTEGER NOT NULL, cut_end_ns INTEGER NOT NULL,
+  through_event_id INTEGER NOT NULL, body TEXT NOT NULL, at_ns INTEGER NOT NULL,
+  PRIMARY KEY (tenant, end_ns, cut_event_id, cut_end_ns, through_event_id));
+"""
+
 #: (version, statements, tables that take no UPDATE and no DELETE). A released step is never edited.
 STEPS: Final = (
     (
@@ -181,6 +189,7 @@ STEPS: Final = (
     (7, _EXPIRIES, ("prepaid_expiry", "prepaid_expired")),
     (8, _FEE_COUPONS, ("fee_coupon",)),
     (9, _QUARANTINE, ("quarantine_end",)),
+    (10, _PARTS, ("invoice_part",)),
 )
 
 

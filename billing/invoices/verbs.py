@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from billing import bookkeeping, credit_store, quarantine, settlement, tally
-from billing.invoices import commands, subscriptions
+from billing.invoices import commands, gathering, subscriptions
 from billing.invoices.desk import Verb
 from billing.payments import commands as payments
 from billing.receipts import heads
@@ -16,6 +16,7 @@ def all_verbs() -> Mapping[str, Verb[Any]]:
     """Every command by its name."""
     return {
         **commands.VERBS,
+        **gathering.VERBS,
         **subscriptions.VERBS,
         **payments.VERBS,
         **credit_store.VERBS,

@@ -68,6 +68,7 @@ class BillingClock:
         """Rate the months that the invoice is about, before it is made. An account that fails is not billed."""
         try:
             self._months.settle_due(ACTOR, tenant, end_ns)
+            self._months.gather_invoice(tenant, end_ns)
         except ControlError as error:
             if error.code is ControlCode.UNAVAILABLE:
                 raise

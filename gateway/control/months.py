@@ -12,7 +12,7 @@ import msgspec
 import sqlalchemy as sa
 
 from billing import credit_store
-from billing.invoices import store
+from billing.invoices import gathering, store
 from billing.invoices.account import Account
 from billing.invoices.period import Period, floor_s, index_at, period_of
 from billing.invoices.proration import share
@@ -61,6 +61,17 @@ class Months:
         if verb in INVOICING and isinstance(tenant, str) and isinstance(until_ns, int):
             # A month that is not over cannot be rated: an invoice into the middle of it bills list prices so far.
             self.settle_due(actor, tenant, min(until_ns, self._registry.clock.wall_ns()))
+            self.gather_invoice(tenant, until_ns)
+
+    def gather_invoice(self, tenant: str, until_ns: int) -> None:
+        """Have what an invoice will bill added up in parts, where that is much. Raises ControlError."""
+        if not 0 <= until_ns < 2**63:
+            return  # the command that follows refuses it
+        body = {"tenant": tenant, "until_ns": until_ns}
+        behind = self._money.read(lambda db: gathering.left(db, tenant, until_ns))
+        while behind > gathering.TAIL_EVENTS_MAX:
+            answer = self._money.run_unaudited("invoice.gather", f"gather:{os.urandom(16).hex()}", body)
+            behind = answer["left"]
 
     def settle(self, actor: str, tenant: str, at_ns: int, operation_id: str) -> Any:
         """Rate (again) the month that `at_ns` lies in; the run. Raises ControlError, also while it is not over."""

@@ -21,6 +21,11 @@ from tests.unit.billing.invoices.test_fee_coupons import (  # noqa: F401
     test_a_percentage_off_a_fee_is_a_line_of_its_own_that_reduces_liability_and_tax,
     test_it_reduces_as_many_months_of_fees_as_it_has_and_no_more,
 )
+from tests.unit.billing.invoices.test_gathering import (  # noqa: F401
+    small,
+    test_a_draft_over_too_much_is_refused_until_it_is_gathered,
+    test_many_events_of_others_do_not_make_a_small_tenant_gather,
+)
 from tests.unit.billing.invoices.test_invoices import (  # noqa: F401
     test_a_draft_is_finalized_as_it_was_shown,
     test_a_voided_invoice_keeps_its_number_and_is_billed_again,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from billing import settlement, tally
+from billing.invoices import gathering
 from billing.invoices.store import pending_items
 from billing.ledger.views import trial_balance
 from billing.pricebook import default_price_book
@@ -344,6 +345,22 @@ def test_a_month_of_many_calls_is_gathered_in_parts_before_it_is_rated(
     assert {line["key"]: line["amount_nanos"] for line in run["lines"]}["pro:calls"] == 3_000_000_000 - 3_100 * OCR
     parts = office.reader.execute("SELECT through_event_id FROM month_tally ORDER BY 1").fetchall()
     assert [through for (through,) in parts] == [400, 800, 1_200, 1_600, 2_000, 2_400, 2_800]
+
+
+def test_an_invoice_over_many_calls_is_gathered_in_parts_before_it_is_made(
+    desk: Desk, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "PART_EVENTS", 10)
+    monkeypatch.setattr(gathering, "TAIL_EVENTS_MAX", 5)
+    turn_to(desk, office, MONTH_END_NS + DAY_NS)
+    office.post_usage(100)
+    desk.must(*command("invoice.draft", {"tenant": "acme", "until_ns": MONTH_END_NS}))
+    (parts,) = office.reader.execute("SELECT COUNT(*) FROM invoice_part").fetchone()
+    assert parts == 10
+    office.post_usage(40)
+    registry = desk.control.registry
+    BillingClock(Money(desk.data_dir, registry, desk.app.state.ask_meter), registry, {}).tick()
+    assert [line.quantity for line in office.document("INV-000001").lines] == [140]
 
 
 def test_a_version_applied_in_the_month_holds_from_the_next_one_on(desk: Desk, office: Office) -> None:

@@ -394,7 +394,7 @@ def test_a_bad_header_length_is_refused(repo: Path, value: bytes) -> None:
         ("GET", "/v2/models/nope", 404, "model_not_found"),
         ("GET", "/v2/models/nope/ready", 404, "model_not_found"),
         ("GET", "/v2/models/nope/stats", 404, "model_not_found"),
-        ("GET", "/v2/models/m/versions/x", 400, "bad_request"),
+        ("GET", "/v2/models/m/versions/x", 404, "version_not_found"),
         ("GET", "/v2/models/m/infer", 405, "method_not_allowed"),
         ("DELETE", "/v2", 405, "method_not_allowed"),
         ("GET", "/v3", 404, "not_found"),

@@ -24,7 +24,7 @@ from converters.importers.exchange import read_arrays, read_index
 from converters.job import Job
 from converters.measure import Speed
 from converters.nncf.given import write_given
-from converters.nncf.quantise import FOLDER, ROWS
+from converters.nncf.quantise import FOLDER, ROWS, ROWS_MAX
 from converters.nncf.run import find_quantiser
 from converters.samples import read_data
 from converters.select import PLAIN
@@ -111,10 +111,12 @@ def copy(name: str, packages: Path) -> None:
             shutil.copy2(source, target)
 
 
-def request(folder: Path, toolchains: Path, job: Job = JOB, fault: str = "", *, has_data: bool = True) -> Request:
+def request(
+    folder: Path, toolchains: Path, job: Job = JOB, fault: str = "", *, has_data: bool = True, count: int = 40
+) -> Request:
     folder.mkdir(exist_ok=True)
     (folder / "m.onnx").write_bytes(mlp().SerializeToString())
-    rows = np.random.default_rng(3).standard_normal((40, 24)).astype(np.float32)
+    rows = np.random.default_rng(3).standard_normal((count, 24)).astype(np.float32)
     rows[:, 0] = FAULTS.index(fault)
     np.savez(folder / "rows.npz", x=rows)
     return Request(
@@ -140,6 +142,9 @@ def test_the_quantised_variant_is_judged_on_rows_that_calibration_did_not_see(tm
     found = converted(request(tmp_path / "a", toolchains))
     assert found["method"].startswith("NNCF 3.4.0 after training, mixed preset, 3 quantisers over 30 rows")
     assert found["cases_judged"] == 1
+    assert converted(request(tmp_path / "b", toolchains, count=402))["method"].startswith(
+        f"NNCF 3.4.0 after training, mixed preset, 3 quantisers over {ROWS_MAX} rows"
+    )
     assert 0 < found["per_output"]["y"]["rms_rel"] < 0.08
     assert "verification" not in found["reason"]
 

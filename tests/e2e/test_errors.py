@@ -215,7 +215,7 @@ def test_malformed_bodies(stage: Stage, body: bytes, headers: dict[str, str], st
         ("GET", "/nowhere", 404, None),
         ("GET", "/v2/models/mlp/nothing", 404, None),
         ("GET", "/v1/models", 404, None),
-        ("GET", "/v2/models/mlp/versions/one", 400, None),
+        ("GET", "/v2/models/mlp/versions/one", 404, None),
         ("GET", "/v2/models/%2e%2e/ready", 400, None),
         ("GET", "/v2/models/%zz/ready", 400, None),
     ],

@@ -100,7 +100,7 @@ READS = {
     "/v2/models/mlp/versions/9": (404, 404),
     "/v2/models/nix/ready": (404, 400),
     "/v2/models/mlp/versions/9/ready": (404, 400),
-    "/v2/models/mlp/versions/one": (400, 404),
+    "/v2/models/mlp/versions/one": (404, 404),
     "/nowhere": (404, 404),
     INFER: (405, 405),
 }

@@ -92,7 +92,7 @@ def test_rpcs_are_routed(target: bytes, kind: int) -> None:
         (b"/v2/models/m/nothing", Code.NOT_FOUND),
         (b"/v2/models/../infer", Code.BAD_REQUEST),
         (b"/v2/models/%2e%2e/infer", Code.BAD_REQUEST),
-        (b"/v2/models/m/versions/x/infer", Code.BAD_REQUEST),
+        (b"/v2/models/m/versions/X/infer", Code.BAD_REQUEST),
         (b"/v2/systemsharedmemory/status", Code.NOT_IMPLEMENTED),
     ],
 )

@@ -21,12 +21,13 @@ KIB = 1024
 MIB = 1024 * KIB
 
 
-#: Settings of the engine that may be 0 and must be finite.
+#: Settings of the engine, and of what looks after its models, that may be 0 and must be finite.
 ENGINE_BOUNDS = (
     "engine_model_memory_bytes",
     "engine_model_idle_s",
     "engine_golden_check_s",
     "engine_release_poll_s",
+    "rebuild_poll_s",
 )
 TRUSTED_KEYS_MAX = 32
 _is_public_key = re.compile(r"ed25519:[A-Za-z0-9+/]{43}=").fullmatch
@@ -111,6 +112,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     model_store: str = ""
     #: How often the engine looks whether the store has changed.
     model_store_poll_s: float = 30.0
+    #: How often control looks for models that this host cannot run and that can be made anew; 0: never.
+    rebuild_poll_s: float = 60.0
     #: Further backends, tried in order before the embedded engine.
     backends: tuple[Backend, ...] = ()
     price_book: Path | None = None

@@ -10,7 +10,8 @@ from typing import Any, Final
 from model_repo.certificate import CERTIFICATE, CERTIFICATE_BYTES_MAX
 from model_repo.errors import RepositoryError
 from model_repo.host import HostFacts
-from model_repo.manifest import MANIFEST, Manifest, check_files, file_sha256, read_manifest
+from model_repo.kept import JOB
+from model_repo.manifest import MANIFEST, SOURCE, Manifest, check_files, file_sha256, read_manifest
 from model_repo.release import Approval, Release
 from model_repo.signing import SigningKey, Statement, check_signature
 from model_repo.stores import ModelState, ModelStore
@@ -24,7 +25,10 @@ _PASSING: Final = frozenset({"certificate.created"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looked:
-    """One version as a person looks at it. `fault`: why it is none that can be served; `misfit`: why not here."""
+    """One version as a person looks at it. `fault`: why it is none that can be served; `misfit`: why not here.
+
+    `has_source`: it can be made anew where the converters are installed.
+    """
 
     model: str
     version: int
@@ -37,6 +41,7 @@ class Looked:
     variants: tuple[str, ...]
     misfit: str
     fault: str
+    has_source: bool = False
 
 
 def get_model(store: ModelStore, name: str) -> ModelState:
@@ -75,6 +80,7 @@ def _looked(state: ModelState, number: int, manifest: Manifest | None, digest: s
         variants=tuple(variant.name for variant in manifest.variants),
         misfit="" if None in misfits else misfits[0] or "",
         fault="",
+        has_source=f"{SOURCE}/{JOB}" in manifest.files,
     )
 
 

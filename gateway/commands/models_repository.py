@@ -25,6 +25,8 @@ from model_repo.errors import ConfigError, RepositoryError
 from model_repo.host import read_host
 from model_repo.mirror import pull
 from model_repo.packing import CONFIG, pack, read_shared
+from model_repo.rebuild_facts import is_installed
+from model_repo.rebuild_plan import find_missing, find_obstacle
 from model_repo.release import Release
 from model_repo.repository import version_number
 from model_repo.signing import create_key, parse_trusted, read_key
@@ -129,16 +131,26 @@ def show(repository: str, name: str | None, *, as_json: bool) -> None:
         for own in [name] if name is not None else store.names():
             rows += lifecycle.look(store, lifecycle.get_model(store, own), read_host())
     if as_json:
-        print_json({"repository": store.address, "versions": [asdict(row) for row in rows]})
+        versions = [{**asdict(row), "advice": _advice(row)} for row in rows]
+        print_json({"repository": store.address, "versions": versions})
         return
     print_table(_COLUMNS, (_row(row) for row in rows), right=frozenset({"version", "bytes"}))
 
 
 def _row(row: lifecycle.Looked) -> list[object]:
-    state = row.fault or (f"not here: {row.misfit}" if row.misfit else "fits")
+    state = row.fault or (f"not here: {row.misfit}; {_advice(row)}" if row.misfit else "fits")
     engine = " + ".join((row.engine, *row.variants)) if row.variants else row.engine
     names = list(row.aliases), row.is_approved, list(row.keys)
     return [row.model, row.version, engine or None, row.precision or None, row.size_bytes or None, *names, state]
+
+
+def _advice(row: lifecycle.Looked) -> str:
+    """What makes a version that does not fit one that does; empty for all others."""
+    if not row.misfit:
+        return ""
+    missing = find_missing(row.engine, read_host(), is_installed)
+    obstacle, command = find_obstacle(row.model, row.version, row.engine, has_source=row.has_source, missing=missing)
+    return f"{obstacle}: `{command}`" if obstacle else f"`{command}`"
 
 
 def diff(

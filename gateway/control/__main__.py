@@ -13,9 +13,10 @@ from pathlib import Path
 import uvloop
 
 from gateway.clock import SystemClock
-from gateway.control.backends import backends_from_settings, parse_backends
+from gateway.control.backends import backends_from_settings, engine_backend, parse_backends
 from gateway.control.prices import load_prices
 from gateway.control.providers import load_providers
+from gateway.control.rebuild_job import RebuildRules
 from gateway.control.serve import listen_local, listen_tcp, serve
 from gateway.control.start import open_control
 from gateway.errors import SettingsError
@@ -69,6 +70,7 @@ def _run(arguments: argparse.Namespace) -> None:
                     clock=clock,
                     providers=load_providers(settings.data_dir),
                     repository=next(iter(settings.model_repositories), None),
+                    rebuilds=_rebuilds(settings),
                     on_ready=lambda: _say_ready(arguments.ready_fd),
                 )
             )
@@ -83,6 +85,18 @@ def _settings(arguments: argparse.Namespace) -> Settings:
     # Quoted: an override is read as TOML, where a folder named 1 would be a number.
     overrides = {} if arguments.data_dir is None else {"data_dir": json.dumps(str(arguments.data_dir))}
     return load_settings(arguments.settings, {}, overrides)
+
+
+def _rebuilds(settings: Settings) -> RebuildRules | None:
+    if not settings.rebuild_poll_s or not settings.engine:
+        return None
+    return RebuildRules(
+        poll_s=settings.rebuild_poll_s,
+        repositories=settings.model_repositories,
+        is_approval_required=settings.approval_required,
+        trusted_keys=settings.trusted_model_keys,
+        engine=engine_backend(settings.engine_socket),
+    )
 
 
 def _backends(arguments: argparse.Namespace, settings: Settings) -> tuple[Backend, ...]:

@@ -15,8 +15,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from gateway.control import rebuild_run
 from gateway.control.conversion_store import Conversion, ConversionStore
 from gateway.control.errors import conflict
+from model_repo.errors import RepositoryError
 
 EVENT_BYTES_MAX: Final = 16 << 20
 _SAID_BYTES: Final = 600
@@ -82,7 +84,7 @@ class Conversions:
     async def _carry_out(self, one: Conversion) -> None:
         self._current = one.conversion_id
         try:
-            last = await self._follow(one)
+            last = await (self._convert(one) if one.request.get("rebuild") is None else self._rebuild(one))
         except OSError as error:
             last = _failure("start", f"the converters cannot be started: {error.strerror}")
         finally:
@@ -96,7 +98,25 @@ class Conversions:
         done = await asyncio.to_thread(self.store.finish, one.conversion_id, state, result=result, error=error_)
         _log.info("conversion_ended id=%s state=%s", one.conversion_id, done.state)
 
-    async def _follow(self, one: Conversion) -> Mapping[str, Any]:
+    async def _convert(self, one: Conversion) -> Mapping[str, Any]:
+        return await self._follow(one, self._request(one))
+
+    async def _rebuild(self, one: Conversion) -> Mapping[str, Any]:
+        """As `_follow`; what was made is published here, unsigned: control has no private key."""
+        try:
+            request = await asyncio.to_thread(rebuild_run.prepare, self.store, one)
+            last = await self._follow(one, request)
+            now = await asyncio.to_thread(self.store.get, one.conversion_id)
+            if last["ev"] == "result" and now.state == "running":
+                published = await asyncio.to_thread(rebuild_run.publish, self.store, one)
+                return {**last, "value": {**last["value"], "published": published}}
+            return last
+        except (RepositoryError, OSError) as error:
+            return _failure("rebuild", str(error))
+        finally:
+            await asyncio.to_thread(rebuild_run.clean, self.store, one)
+
+    async def _follow(self, one: Conversion, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """The last event, `result` or `error`. Raises: OSError: no process can be had."""
         folder = self.store.folder(one.conversion_id)
         with (folder / "stderr.txt").open("wb") as stderr:
@@ -113,17 +133,19 @@ class Conversions:
         try:
             if (await asyncio.to_thread(self.store.get, one.conversion_id)).state != "running":
                 _end(process)  # Cancelled between its start and ours.
-            return await self._read_events(process, one)
+            return await self._read_events(process, one, request)
         finally:
             _end(process)
             await process.wait()
 
-    async def _read_events(self, process: asyncio.subprocess.Process, one: Conversion) -> Mapping[str, Any]:
+    async def _read_events(
+        self, process: asyncio.subprocess.Process, one: Conversion, request: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         if process.stdin is None or process.stdout is None:
             return _failure("child", "the converters have no pipes")
         with contextlib.suppress(ConnectionError):
             # One that dies at once is told by its exit code below.
-            process.stdin.write(json.dumps(self._request(one)).encode())
+            process.stdin.write(json.dumps(request).encode())
             await process.stdin.drain()
             process.stdin.close()
         try:

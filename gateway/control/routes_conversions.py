@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -11,6 +12,7 @@ from sqlalchemy import Connection
 from gateway.control.conversion_runner import Conversions
 from gateway.control.conversion_store import Conversion
 from gateway.control.errors import ControlCode, ControlError, not_found
+from gateway.control.rebuild_job import RebuildJob
 from gateway.control.registry import Change
 from gateway.control.routes import ERRORS, PAGE_DEFAULT, REQUIRE_ACTOR, Actor, After, Limit, TheRegistry
 from gateway.control.views import Page, View, instant
@@ -97,6 +99,26 @@ class ConversionView(View):
     error: ConversionErrorView | None
 
 
+class RebuildView(View):
+    """`state`: `submitted`, or `blocked` by `obstacle`. `command`: what a person may do about it, else empty."""
+
+    repository: str
+    name: str
+    version: int
+    state: Literal["submitted", "blocked"]
+    why: str
+    obstacle: str
+    command: str
+    conversion_id: str
+
+
+class RebuildsView(View):
+    """`is_on` False: control does not look (`rebuild_poll_s`)."""
+
+    is_on: bool
+    items: list[RebuildView]
+
+
 class LogView(View):
     """The end of the log, at most 64 KiB."""
 
@@ -133,6 +155,15 @@ def list_conversions(request: Request, limit: Limit = PAGE_DEFAULT, after: After
         raise not_found("conversion", after)
     items = [_view(one) for one in every[places[0] + 1 if places else 0 :][:limit]]
     return Page(items=items, next=items[-1].conversion_id if len(items) == limit else None)
+
+
+@router.get("/rebuilds")
+def list_rebuilds(request: Request) -> RebuildsView:
+    """Models that this host cannot run, as of the last look: what is being made anew, and what stands in the way."""
+    found: RebuildJob | None = getattr(request.app.state, "rebuilds", None)
+    if found is None:
+        return RebuildsView(is_on=False, items=[])
+    return RebuildsView(is_on=True, items=[RebuildView(**asdict(one)) for one in found.told])
 
 
 @router.get("/{conversion_id}")

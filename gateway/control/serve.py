@@ -29,6 +29,7 @@ from gateway.control.guard import App, local_guard, token_guard
 from gateway.control.me_guard import Callers, me_guard, nothing_else
 from gateway.control.money import Money
 from gateway.control.policy import Publisher
+from gateway.control.rebuild_job import RebuildJob, RebuildRules
 from gateway.control.receipts import ROUND_S as HEADS_ROUND_S
 from gateway.control.receipts import HeadRounds
 from gateway.control.recognising import ROUND_S as RECOGNITION_ROUND_S
@@ -77,15 +78,20 @@ async def serve(
     on_ready: Callable[[], None],
     providers: Mapping[str, PaymentProvider] | None = None,
     repository: Path | None = None,
+    rebuilds: RebuildRules | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then end requests in flight. `on_ready` is called once all listeners accept.
 
-    `repository`: where conversions publish; None: there are none.
+    `repository`: where conversions publish; None: there are none. `rebuilds`: what is made anew by itself.
     """
     application = build_app(control.registry, data_dir)
     application.state.providers = providers or {}
     conversions = None if repository is None else _open_conversions(data_dir, repository, clock)
     application.state.conversions = conversions
+    rebuild_job = (
+        None if conversions is None or rebuilds is None else RebuildJob(conversions, control.registry, rebuilds)
+    )
+    application.state.rebuilds = rebuild_job
     money = Money(data_dir, control.registry)
     billing = BillingClock(money, control.registry, providers or {})
     webhooks = WebhookRunner(money, control.registry)
@@ -122,6 +128,8 @@ async def serve(
         ]
         if conversions is not None:
             rounds.append(tasks.create_task(conversions.run(), name="conversions"))
+        if rebuild_job is not None and rebuilds is not None:
+            rounds.append(tasks.create_task(_rounds(rebuild_job.tick, rebuilds.poll_s), name="rebuilds"))
         for listener, _ in listeners.values():
             await listener.accepts.wait()
         on_ready()

@@ -186,7 +186,7 @@ def test_trusted_model_keys_are_public_keys_and_have_a_limit() -> None:
     assert len(load_settings(None, {}, {"trusted_model_keys": str([KEY] * 32)}).trusted_model_keys) == 32
 
 
-@pytest.mark.parametrize("name", ["engine_golden_check_s", "engine_release_poll_s"])
+@pytest.mark.parametrize("name", ["engine_golden_check_s", "engine_release_poll_s", "rebuild_poll_s"])
 @pytest.mark.parametrize("value", ["-1.0", "inf", "nan"])
 def test_times_of_the_engine_are_finite_and_not_negative(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):

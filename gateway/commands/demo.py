@@ -18,6 +18,7 @@ import typer
 from gateway.commands.call import Shown, call_model, open_client, read_env_file, show
 from gateway.commands.client import Api, fail, open_api
 from gateway.commands.up import (
+    QUIET,
     DataDirOption,
     SetOption,
     SettingsOption,
@@ -47,7 +48,7 @@ def demo(
     """Start, make real calls, show the charge and the ledger entry. Ctrl-C stops everything."""
     loaded = read_settings(settings, set_, data_dir)
     if detach:
-        start_detached(loaded, settings, set_, data_dir)
+        start_detached(loaded, settings, set_, data_dir, is_quiet=True)
         _show_all(loaded)
         return
     process = _start_attached(loaded, settings, set_, data_dir)
@@ -69,9 +70,7 @@ def _start_attached(
         stderr_say(f"tollway already runs on {settings.data_dir}: stop it with `make stop` or `tollway down`")
         raise typer.Exit(2)
     arguments = up_command(file, pairs, data_dir)
-    process = subprocess.Popen(
-        arguments, stdin=subprocess.DEVNULL, process_group=0, env={**os.environ, "TOLLWAY_QUIET": "1"}
-    )
+    process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, process_group=0, env={**os.environ, QUIET: "1"})
     if not wait_ready(process, settings):
         process.send_signal(signal.SIGINT)
         raise typer.Exit(process.wait() or 1)

@@ -22,6 +22,8 @@ SettingsOption = Annotated[Path | None, typer.Option("--settings", help="TOML fi
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="name=value; may be repeated.")]
 DataDirOption = Annotated[Path | None, typer.Option("--data-dir", help="Where everything is kept.")]
 _DETACH_S = 90.0
+#: Set for a `tollway up` whose caller says it all, the admin token included.
+QUIET = "TOLLWAY_QUIET"
 
 
 def read_settings(file: Path | None, pairs: list[str] | None, data_dir: Path | None) -> Settings:
@@ -56,8 +58,8 @@ def up(
 
 
 def _announce(supervisor: Supervisor) -> None:
-    if os.environ.get("TOLLWAY_QUIET"):
-        return  # `tollway demo` says it all, the admin token included
+    if os.environ.get(QUIET):
+        return
     host, settings = supervisor.settings.host, supervisor.settings
     supervisor.say(
         f"serving: http {host}:{supervisor.http_port}, grpc {host}:{supervisor.grpc_port}, "
@@ -127,8 +129,18 @@ def up_command(file: Path | None, pairs: list[str] | None, data_dir: Path | None
     return arguments
 
 
-def start_detached(settings: Settings, file: Path | None, pairs: list[str] | None, data_dir: Path | None) -> None:
-    """Start `tollway up` in a session of its own and wait until it is ready; exit code 1 with its words if not."""
+def start_detached(
+    settings: Settings,
+    file: Path | None,
+    pairs: list[str] | None,
+    data_dir: Path | None,
+    *,
+    is_quiet: bool = False,
+) -> None:
+    """Start `tollway up` in a session of its own and wait until it is ready; exit code 1 with its words if not.
+
+    `is_quiet`: the caller says where it serves, and takes the first admin token.
+    """
     if running_pid(settings.data_dir) is not None:
         stderr_say(f"tollway already runs on {settings.data_dir}: stop it with `tollway down`")
         raise typer.Exit(2)
@@ -141,7 +153,14 @@ def start_detached(settings: Settings, file: Path | None, pairs: list[str] | Non
     log_path = settings.data_dir / "log" / "supervisor.log"
     log_start = log_path.stat().st_size if log_path.exists() else 0
     with log_path.open("ab") as log:
-        process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, QUIET: "1"} if is_quiet else None,
+        )
     if wait_ready(process, settings):
         return
     if process.poll() is None:

@@ -108,7 +108,7 @@ def open_onnx(
 def import_openvino() -> Any:
     """The library, without the companion that reports its use to the maker. Raises: ToolFailed."""
     if "openvino_telemetry" not in sys.modules:
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # None: an import of it fails
     try:
         import openvino  # type: ignore[import-untyped]
     except ImportError as error:

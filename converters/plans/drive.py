@@ -148,7 +148,7 @@ def _new_log(library: Any) -> Any:
     severity = library.ILogger.Severity
     shown = (severity.INTERNAL_ERROR, severity.ERROR)
 
-    class Log(library.ILogger):  # type: ignore[misc]
+    class Log(library.ILogger):  # type: ignore[misc]  # the binding is loaded late and has no types
         def __init__(self) -> None:
             library.ILogger.__init__(self)
             self.errors: list[str] = []
@@ -163,7 +163,7 @@ def _new_log(library: Any) -> Any:
 def _new_monitor(library: Any, progress: Progress, is_due: Callable[[], bool]) -> Any:
     """Tells the outermost phases, and ends the build at its next step once it is due."""
 
-    class Monitor(library.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(library.IProgressMonitor):  # type: ignore[misc]  # as `Log`
         def __init__(self) -> None:
             library.IProgressMonitor.__init__(self)
             self.is_cancelled = False

@@ -10,28 +10,20 @@ from billing.equality import compare_all
 from billing.invoices import store
 from billing.invoices.assemble import InvoiceError
 from billing.invoices.subscriptions import due_tenants
-from billing.ledger.opening import open_ledger_reader, set_ledger_url
 from billing.ledger.port import LedgerError
-from billing.ledger.postgres import open_postgres_ledger
 from billing.money import from_minor
 from billing.payments.commands import done_for, suspended_documents
 from billing.recognition.reports import ageing, margin, roll_forward
 from gateway.control.billing_clock import due_periods
 from gateway.control.collector import open_documents
 from tests.contract.ledgers import BOOKS
-from tests.contract.postgres_server import PostgresServer
+from tests.contract.offices import new_office
 from tests.unit.billing.invoices.office import DAY_NS, MONTH_END_NS, Office
 
 
 @pytest.fixture(params=BOOKS)
 def office(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Office]:
-    if request.param == "sqlite":
-        opened = Office(tmp_path / "ledger.db")
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.new_database()
-        set_ledger_url(tmp_path, url)
-        opened = Office(tmp_path, open_postgres_ledger(url), open_ledger_reader(tmp_path))
+    opened = new_office(request, tmp_path)
     try:
         opened.set_up()
         yield opened

@@ -16,7 +16,7 @@ from billing.pricebook import encode_price_book
 from billing.reconcile import reconcile
 from tests.contract.postgres_server import PostgresServer
 from tests.unit.billing.invoices.office import Office
-from tests.unit.billing.invoices.test_fee_coupons import (  # noqa: F401
+from tests.unit.billing.invoices.test_fee_coupons import (  # noqa: F401 - run here on PostgreSQL
     test_a_change_gives_both_back_and_takes_the_percentage_off_the_new_fee,
     test_a_percentage_off_a_fee_is_a_line_of_its_own_that_reduces_liability_and_tax,
     test_it_reduces_as_many_months_of_fees_as_it_has_and_no_more,

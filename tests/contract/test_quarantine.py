@@ -9,13 +9,11 @@ import pytest
 
 from billing.events import Reason
 from billing.invoices.assemble import InvoiceError
-from billing.ledger.opening import open_ledger_reader, set_ledger_url
 from billing.ledger.port import Batch, LedgerError, Position, Rejected
-from billing.ledger.postgres import open_postgres_ledger
 from billing.quarantine import RECORDS_MAX, ended, list_held
 from billing.reconcile import reconcile
 from tests.contract.ledgers import BOOKS
-from tests.contract.postgres_server import PostgresServer
+from tests.contract.offices import new_office
 from tests.unit.billing.invoices.office import Office
 from tests.unit.billing.making import W0, call, marked, write_dead_epoch
 
@@ -24,13 +22,7 @@ OCR = 1_500_000
 
 @pytest.fixture(params=BOOKS)
 def office(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Office]:
-    if request.param == "sqlite":
-        opened = Office(tmp_path / "ledger.db")
-    else:
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.new_database()
-        set_ledger_url(tmp_path, url)
-        opened = Office(tmp_path, open_postgres_ledger(url), open_ledger_reader(tmp_path))
+    opened = new_office(request, tmp_path)
     try:
         opened.set_up()
         yield opened

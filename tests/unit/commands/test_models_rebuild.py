@@ -13,8 +13,6 @@ from onnx.external_data_helper import convert_model_to_external_data
 from typer.testing import CliRunner, Result
 
 from converters.errors import UsageFault
-from converters.flow import Request, convert
-from converters.job import Job
 from converters.keeping import with_source
 from converters.selftest.models import mlp
 from gateway.commands.models import app
@@ -26,25 +24,14 @@ from model_repo.repository import find_model
 from model_repo.signing import create_key
 from tests.unit.engine.certified import Build, stage
 from tests.unit.engine.making import running_engine
-
-JOB = Job(name="m", engines=("onnxruntime",), precisions=("fp32",), batch_rows_max=2, rounds=3, budgets={"fp32": 2.0})
+from tests.unit.model_repo.converted import JOB, convert_small
 
 
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `repo`, whose version 1 holds its source, and the cache of its conversion."""
     folder = tmp_path_factory.mktemp("converted")
-    (folder / "net.onnx").write_bytes(mlp().SerializeToString())
-    asked = Request(
-        source=folder / "net.onnx",
-        job=JOB,
-        data=None,
-        repository=folder / "repo",
-        cache=folder / "cache",
-        out=folder / "out",
-        keeps_source=True,
-    )
-    convert(asked, lambda event: None)
+    convert_small(folder)
     return folder
 
 

@@ -14,9 +14,6 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from converters.flow import Request, convert
-from converters.job import Job
-from converters.selftest.models import mlp
 from gateway.commands.models import app
 from gateway.control import rebuild_attempts
 from gateway.control.backends import engine_backend
@@ -33,25 +30,15 @@ from model_repo.target import Target
 from tests.unit.control.support import Desk
 from tests.unit.control.test_conversions import CHILD, open_store, running, until
 from tests.unit.engine.certified import CONFIG, Build, scale_onnx, stage
+from tests.unit.model_repo.converted import JOB, convert_small
 
-JOB = Job(name="m", engines=("onnxruntime",), precisions=("fp32",), batch_rows_max=2, rounds=3, budgets={"fp32": 2.0})
 OTHER = Target(isa=("a_set_of_tomorrow",))
 FAILS = (sys.executable, "-c", CHILD.replace('name == "fails"', "True"))
 
 
 def convert_here(folder: Path) -> Path:
     """A repository whose version 1 of `m` was really converted, holds its source, and asks for what no CPU has."""
-    (folder / "net.onnx").write_bytes(mlp().SerializeToString())
-    asked = Request(
-        source=folder / "net.onnx",
-        job=JOB,
-        data=None,
-        repository=folder / "repo",
-        cache=folder / "cache",
-        out=folder / "out",
-        keeps_source=True,
-    )
-    convert(asked, lambda event: None)
+    convert_small(folder)
     version = folder / "repo" / "m" / "1"
     manifest = read_manifest(version)
     assert manifest is not None

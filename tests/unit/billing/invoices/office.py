@@ -11,6 +11,8 @@ from billing.invoices import store
 from billing.invoices.desk import Desk
 from billing.invoices.document import Document
 from billing.invoices.life import State
+from billing.invoices.period import index_at, period_of
+from billing.invoices.subscriptions import list_subscriptions
 from billing.invoices.verbs import all_verbs
 from billing.ledger.connect import open_reader
 from billing.ledger.port import Batch, Position
@@ -100,3 +102,15 @@ def open_office(folder: Path) -> Iterator[Office]:
         office.check()
     finally:
         office.close()
+
+
+def earned_of(office: Office, fee: int, start_ns: int, end_ns: int) -> float:
+    """What the only subscription of acme earns of a monthly `fee` between two instants, by the length of each month."""
+    found = list_subscriptions(office.reader, tenant="acme")[0]
+    earned, at = 0.0, start_ns
+    while at < end_ns:
+        period = period_of(found.anchor_ns, found.zone, "month", index_at(found.anchor_ns, found.zone, "month", at))
+        until = min(end_ns, period.end_ns)
+        earned += fee * (until - at) / (period.end_ns - period.start_ns)
+        at = until
+    return earned

@@ -9,10 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.invoices import store
-from billing.invoices.period import index_at, period_of
 from billing.invoices.subscriptions import list_subscriptions
 from billing.money import from_minor
-from tests.unit.billing.invoices.office import DAY_NS, NS_PER_S, Office, open_office
+from tests.unit.billing.invoices.office import DAY_NS, NS_PER_S, Office, earned_of, open_office
 
 FEE = 30_00
 LIABILITY = "contract_liability:subscription:acme"
@@ -219,7 +218,7 @@ def test_whatever_is_changed_what_is_asked_is_the_days_at_their_reduced_fees(
         fee, earned, since, rounded = FEE, 0.0, office.now_ns, 4
         for verb, wait_s, new_fee in steps:
             office.now_ns += wait_s * NS_PER_S
-            earned += _earned(office, fee, since, office.now_ns)
+            earned += earned_of(office, fee, since, office.now_ns)
             since, rounded = office.now_ns, rounded + 6
             if verb == "change":
                 office.do("subscription.change", {"subscription_id": subscription, "fee_minor": new_fee})
@@ -243,14 +242,3 @@ def test_whatever_is_changed_what_is_asked_is_the_days_at_their_reduced_fees(
         office.now_ns += 400 * DAY_NS
         office.do("recognition.run", {"tenant": "acme", "through_ns": office.now_ns})
         assert office.balance(LIABILITY) == 0
-
-
-def _earned(office: Office, fee: int, start_ns: int, end_ns: int) -> float:
-    found = list_subscriptions(office.reader, tenant="acme")[0]
-    earned, at = 0.0, start_ns
-    while at < end_ns:
-        period = period_of(found.anchor_ns, found.zone, "month", index_at(found.anchor_ns, found.zone, "month", at))
-        until = min(end_ns, period.end_ns)
-        earned += fee * (until - at) / (period.end_ns - period.start_ns)
-        at = until
-    return earned

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from billing.invoices import store
 from billing.invoices.assemble import InvoiceError
-from billing.invoices.period import index_at, period_of
 from billing.invoices.subscriptions import RENEWALS_MAX, due_tenants, list_subscriptions
 from billing.money import from_minor
-from tests.unit.billing.invoices.office import DAY_NS, NS_PER_S, Office, open_office
+from tests.unit.billing.invoices.office import DAY_NS, NS_PER_S, Office, earned_of, open_office
 
 FEE = 30_00
 
@@ -134,18 +133,7 @@ def test_whatever_is_changed_the_days_paid_for_are_the_days_used(
         for wait_s, new_fee in steps:
             office.now_ns += wait_s * NS_PER_S
             office.do("subscription.change", {"subscription_id": subscription, "fee_minor": new_fee})
-            earned += _earned(office, fee, since, office.now_ns)
+            earned += earned_of(office, fee, since, office.now_ns)
             fee, since = new_fee, office.now_ns
         office.do("subscription.cancel", {"subscription_id": subscription, "when": "now"})
         assert abs(sum(amounts(office)) / 10**7 - earned) <= 2 * len(steps) + 2
-
-
-def _earned(office: Office, fee: int, start_ns: int, end_ns: int) -> float:
-    found = list_subscriptions(office.reader, tenant="acme")[0]
-    earned, at = 0.0, start_ns
-    while at < end_ns:
-        period = period_of(found.anchor_ns, found.zone, "month", index_at(found.anchor_ns, found.zone, "month", at))
-        until = min(end_ns, period.end_ns)
-        earned += fee * (until - at) / (period.end_ns - period.start_ns)
-        at = until
-    return earned
